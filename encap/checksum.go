@@ -1,0 +1,144 @@
+package encap
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// Internet checksum, RFC 1071. A sum here is a 16-bit one's complement sum, not inverted; a checksum is its complement.
+
+// Sum adds the bytes of b to a sum, as big-endian 16-bit words, an odd last byte padded with zero. To add up several
+// slices, all but the last must have an even length.
+func Sum(b []byte, initial uint16) uint16 {
+	// One's complement sums commute with byte order (RFC 1071 section 2 (B)): add native little-endian words, swap once.
+	acc := uint64(bits.ReverseBytes16(initial))
+	var carry uint64
+	for len(b) >= 64 {
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[0:]), 0)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[8:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[16:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[24:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[32:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[40:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[48:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[56:]), carry)
+		acc += carry
+		b = b[64:]
+	}
+	for len(b) >= 8 {
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b), 0)
+		acc += carry
+		b = b[8:]
+	}
+	if len(b) > 0 {
+		var tail [8]byte
+		copy(tail[:], b)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(tail[:]), 0)
+		acc += carry
+	}
+	return bits.ReverseBytes16(fold(acc))
+}
+
+// fold reduces a 64-bit one's complement accumulator to 16 bits.
+func fold(acc uint64) uint16 {
+	acc = acc>>32 + acc&0xffffffff
+	acc = acc>>32 + acc&0xffffffff
+	acc = acc>>16 + acc&0xffff
+	acc = acc>>16 + acc&0xffff
+	return uint16(acc)
+}
+
+// addSum adds two sums.
+func addSum(a, b uint16) uint16 { return fold(uint64(a) + uint64(b)) }
+
+// UpdateChecksum mends the checksum in field (2 bytes) after one 16-bit word that it covers changed from old to new
+// (RFC 1624 equation 3).
+func UpdateChecksum(field []byte, old, new uint16) {
+	sum := addSum(addSum(^binary.BigEndian.Uint16(field), ^old), new)
+	binary.BigEndian.PutUint16(field, ^sum)
+}
+
+// pseudoHeaderSum is the sum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1) for a transport header
+// and payload of length bytes. h is the packet parsed.
+func pseudoHeaderSum(packet []byte, h *Headers, length int) uint16 {
+	var sum uint16
+	if h.Kind == KindIPv4 {
+		sum = Sum(packet[h.L3+12:h.L3+20], 0)
+	} else {
+		sum = Sum(packet[h.L3+8:h.L3+40], 0)
+	}
+	sum = addSum(sum, uint16(length>>16))
+	sum = addSum(sum, uint16(length))
+	return addSum(sum, uint16(h.Proto))
+}
+
+// transportChecksumOffset returns where in the transport header the checksum stands, for the protocols whose senders
+// leave it to hardware.
+func transportChecksumOffset(proto uint8) (offset, minHeader int, ok bool) {
+	switch proto {
+	case ProtoTCP:
+		return 16, tcpMinHeaderLen, true
+	case ProtoUDP:
+		return 6, udpHeaderLen, true
+	}
+	return 0, 0, false
+}
+
+// ChecksumState is what a packet's transport checksum was found to be.
+type ChecksumState uint8
+
+// The states of a transport checksum.
+const (
+	// ChecksumOpaque: no TCP or UDP checksum to speak of: another protocol, a fragment, UDP without a checksum.
+	ChecksumOpaque ChecksumState = iota
+	// ChecksumWhole: the sum of the pseudo-header, the header and the payload is right.
+	ChecksumWhole
+	// ChecksumPartial: the field holds the pseudo-header's sum alone: a sender on this machine left the rest to a
+	// device that never saw the packet (Documentation/networking/checksum-offloads.rst).
+	ChecksumPartial
+	// ChecksumBad: neither; the packet was damaged, and its receiver must be the one to say so.
+	ChecksumBad
+)
+
+// InspectChecksum tells how the TCP or UDP checksum of packet stands. It reads the payload only when it must: with verify
+// unset, a field that differs from the bare pseudo-header sum is reported as ChecksumWhole without being verified.
+func InspectChecksum(packet []byte, h *Headers, verify bool) ChecksumState {
+	if h.L4 == 0 || h.Fragment {
+		return ChecksumOpaque
+	}
+	offset, minHeader, ok := transportChecksumOffset(h.Proto)
+	if !ok || h.Len < h.L4+minHeader {
+		return ChecksumOpaque
+	}
+	field := binary.BigEndian.Uint16(packet[h.L4+offset:])
+	if h.Proto == ProtoUDP && field == 0 {
+		return ChecksumOpaque
+	}
+	pseudo := pseudoHeaderSum(packet, h, h.Len-h.L4)
+	partial := field == pseudo
+	if !partial && !verify {
+		return ChecksumWhole
+	}
+	switch {
+	case Sum(packet[h.L4:h.Len], pseudo) == 0xffff:
+		return ChecksumWhole
+	case partial:
+		return ChecksumPartial
+	}
+	return ChecksumBad
+}
+
+// FinishChecksum computes the TCP or UDP checksum of a packet that InspectChecksum found to be ChecksumPartial.
+func FinishChecksum(packet []byte, h *Headers) {
+	offset, _, ok := transportChecksumOffset(h.Proto)
+	if !ok {
+		return
+	}
+	field := packet[h.L4+offset : h.L4+offset+2]
+	field[0], field[1] = 0, 0
+	sum := ^Sum(packet[h.L4:h.Len], pseudoHeaderSum(packet, h, h.Len-h.L4))
+	if h.Proto == ProtoUDP && sum == 0 {
+		sum = 0xffff // RFC 768: zero on the wire means none
+	}
+	binary.BigEndian.PutUint16(field, sum)
+}

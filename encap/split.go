@@ -1,0 +1,114 @@
+package encap
+
+import "encoding/binary"
+
+// TCP flags that segmentation treats apart (RFC 9293 section 3.1, RFC 3168 section 6.1.2).
+const (
+	tcpFIN = 0x01
+	tcpPSH = 0x08
+	tcpCWR = 0x80
+)
+
+// Splitter cuts one super-packet into segments. Payload is never copied: each segment is a header, written to the
+// caller's buffer, and a slice of the super-packet. What net/ipv4/tcp_offload.c and udp_offload.c do in software.
+//
+//	var s Splitter
+//	if !s.Reset(packet, &headers, offload) { … not a super-packet that can be split … }
+//	for s.Next(header) { write(s.Header(), s.Payload()) }
+type Splitter struct {
+	packet   []byte
+	h        *Headers
+	headers  int // length of IP and transport header
+	payload  []byte
+	size     int
+	at       int    // index of the next segment
+	template []byte // the super-packet's headers
+
+	header  []byte
+	segment []byte
+}
+
+// Reset begins to split packet, which stays borrowed until the last Next. It reports false when the metadata does not
+// fit the packet.
+func (s *Splitter) Reset(packet []byte, h *Headers, o Offload) bool {
+	n := transportHeaderLen(packet, h)
+	fits := o.GSO == GSOTCP && h.Proto == ProtoTCP || o.GSO == GSOUDP && h.Proto == ProtoUDP
+	if n == 0 || !fits || h.Fragment || o.SegmentSize <= 0 || h.Kind != KindIPv4 && h.Kind != KindIPv6 {
+		return false
+	}
+	end := h.L4 + n
+	*s = Splitter{packet: packet, h: h, headers: end - h.L3, payload: packet[end:h.Len], size: o.SegmentSize}
+	s.template = packet[h.L3:end]
+	return true
+}
+
+// Next writes the headers of the next segment to buf, which must hold at least HeaderLen bytes, with both checksums
+// finished. It returns false when no segment is left.
+func (s *Splitter) Next(buf []byte) bool {
+	if len(s.payload) == 0 {
+		return false
+	}
+	n := min(s.size, len(s.payload))
+	s.segment, s.payload = s.payload[:n], s.payload[n:]
+	s.header = buf[:s.headers]
+	copy(s.header, s.template)
+	s.patchIP(n)
+	if s.h.Proto == ProtoTCP {
+		s.patchTCP()
+	} else {
+		binary.BigEndian.PutUint16(s.header[s.l4()+4:], uint16(udpHeaderLen+n))
+	}
+	s.finishChecksum(n)
+	s.at++
+	return true
+}
+
+// HeaderLen returns the length of the headers that Next writes, in bytes.
+func (s *Splitter) HeaderLen() int { return s.headers }
+
+// Header returns the headers of the current segment: a part of the buffer given to Next.
+func (s *Splitter) Header() []byte { return s.header }
+
+// Payload returns the payload of the current segment: a part of the super-packet.
+func (s *Splitter) Payload() []byte { return s.segment }
+
+// l4 is where the transport header begins within a segment's headers.
+func (s *Splitter) l4() int { return s.h.L4 - s.h.L3 }
+
+func (s *Splitter) patchIP(payload int) {
+	ip := s.header
+	if s.h.Kind == KindIPv6 {
+		binary.BigEndian.PutUint16(ip[4:], uint16(s.headers-ipv6HeaderLen+payload))
+		return
+	}
+	binary.BigEndian.PutUint16(ip[2:], uint16(s.headers+payload))
+	binary.BigEndian.PutUint16(ip[4:], binary.BigEndian.Uint16(ip[4:])+uint16(s.at))
+	ip[10], ip[11] = 0, 0
+	binary.BigEndian.PutUint16(ip[10:], ^Sum(ip[:s.l4()], 0))
+}
+
+func (s *Splitter) patchTCP() {
+	tcp := s.header[s.l4():]
+	binary.BigEndian.PutUint32(tcp[4:], binary.BigEndian.Uint32(tcp[4:])+uint32(s.at*s.size))
+	if len(s.payload) > 0 {
+		tcp[13] &^= tcpFIN | tcpPSH
+	}
+	if s.at > 0 {
+		tcp[13] &^= tcpCWR
+	}
+}
+
+func (s *Splitter) finishChecksum(payload int) {
+	offset, _, _ := transportChecksumOffset(s.h.Proto)
+	l4 := s.header[s.l4():]
+	if s.h.Proto == ProtoUDP && binary.BigEndian.Uint16(l4[offset:]) == 0 {
+		return
+	}
+	l4[offset], l4[offset+1] = 0, 0
+	sum := pseudoHeaderSum(s.packet, s.h, len(l4)+payload)
+	sum = ^Sum(s.segment, Sum(l4, sum))
+	if s.h.Proto == ProtoUDP && sum == 0 {
+		sum = 0xffff
+	}
+	binary.BigEndian.PutUint16(l4[offset:], sum)
+}

@@ -1,0 +1,156 @@
+package encap
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"testing"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+)
+
+// segments splits a packet and returns the segments whole.
+func segments(t testing.TB, packet []byte, h *Headers, o Offload) [][]byte {
+	var s Splitter
+	if !s.Reset(packet, h, o) {
+		return nil
+	}
+	var out [][]byte
+	buf := make([]byte, s.HeaderLen())
+	for s.Next(buf) {
+		out = append(out, append(bytes.Clone(s.Header()), s.Payload()...))
+	}
+	return out
+}
+
+func TestSplit(t *testing.T) {
+	rng := newRand(t)
+	for _, c := range []struct {
+		name  string
+		build func(testing.TB, []byte) []byte
+		gso   GSO
+	}{{"tcp4", tcp4, GSOTCP}, {"tcp6", tcp6, GSOTCP}, {"udp4", udp4, GSOUDP}, {"udp6", udp6, GSOUDP}} {
+		for _, size := range []int{1, 536, 1398, 1400, 8948} {
+			for _, length := range []int{1, size - 1, size, size + 1, 2 * size, min(7*size+3, 65000)} {
+				if length < 1 {
+					continue
+				}
+				t.Run(fmt.Sprintf("%s/%d by %d", c.name, length, size), func(t *testing.T) {
+					payload := randomBytes(rng, length)
+					packet := c.build(t, payload)
+					h := mustParseIP(t, packet)
+					o := Offload{NeedsChecksum: true, GSO: c.gso, SegmentSize: size}
+					got := segments(t, packet, h, o)
+					if want := o.Segments(packet, h); len(got) != want {
+						t.Fatalf("%d segments, Segments says %d", len(got), want)
+					}
+					checkSegments(t, got, payload, size, c.gso)
+				})
+			}
+		}
+	}
+}
+
+// checkSegments compares segments with what gopacket makes of them.
+func checkSegments(t *testing.T, got [][]byte, payload []byte, size int, kind GSO) {
+	t.Helper()
+	var joined []byte
+	for i, seg := range got {
+		h := mustParseIP(t, seg)
+		if InspectChecksum(seg, h, true) != ChecksumWhole {
+			t.Fatalf("segment %d: transport checksum is wrong", i)
+		}
+		if h.Kind == KindIPv4 && (Sum(seg[:20], 0) != 0xffff || binary.BigEndian.Uint16(seg[4:]) != uint16(7+i)) {
+			t.Fatalf("segment %d: IPv4 header %x", i, seg[:20])
+		}
+		first := layers.LayerTypeIPv4
+		if h.Kind == KindIPv6 {
+			first = layers.LayerTypeIPv6
+		}
+		p := gopacket.NewPacket(seg, first, gopacket.NoCopy)
+		if kind == GSOTCP {
+			tcp := p.TransportLayer().(*layers.TCP)
+			last := i == len(got)-1
+			if tcp.Seq != 0xfffffff0+uint32(i*size) || tcp.PSH != last || tcp.FIN != last || tcp.CWR != (i == 0) || len(tcp.Options) != 3 {
+				t.Fatalf("segment %d: TCP header %+v", i, tcp)
+			}
+		}
+		if app := p.ApplicationLayer(); app != nil {
+			joined = append(joined, app.Payload()...)
+		}
+	}
+	if !bytes.Equal(joined, payload) {
+		t.Error("the payload came back changed")
+	}
+}
+
+func TestSplitRefuses(t *testing.T) {
+	packet := tcp4(t, make([]byte, 3000))
+	h := mustParseIP(t, packet)
+	fragment := *h
+	fragment.Fragment = true
+	for name, c := range map[string]struct {
+		h Headers
+		o Offload
+	}{
+		"other protocol": {*h, Offload{GSO: GSOUDP, SegmentSize: 1000}},
+		"no kind":        {*h, Offload{SegmentSize: 1000}},
+		"no size":        {*h, Offload{GSO: GSOTCP}},
+		"fragment":       {fragment, Offload{GSO: GSOTCP, SegmentSize: 1000}},
+	} {
+		if segments(t, packet, &c.h, c.o) != nil {
+			t.Errorf("%s: was split", name)
+		}
+	}
+}
+
+// A datagram without a UDP checksum gets none when it is split.
+func TestSplitKeepsAbsentUDPChecksum(t *testing.T) {
+	packet := udp4(t, make([]byte, 100))
+	packet[26], packet[27] = 0, 0
+	for i, seg := range segments(t, packet, mustParseIP(t, packet), Offload{GSO: GSOUDP, SegmentSize: 40}) {
+		if seg[26] != 0 || seg[27] != 0 {
+			t.Errorf("segment %d has checksum %x", i, seg[26:28])
+		}
+	}
+}
+
+func TestSuperTCP(t *testing.T) {
+	big := tcp4(t, make([]byte, 3000))
+	h := mustParseIP(t, big)
+	o, ok := SuperTCP(big, h, 1450)
+	if !ok || o.GSO != GSOTCP || o.SegmentSize != 1450-20-32 {
+		t.Errorf("got %+v, %v", o, ok)
+	}
+	for i, seg := range segments(t, big, h, o) {
+		if len(seg) > 1450 {
+			t.Errorf("segment %d has %d bytes", i, len(seg))
+		}
+	}
+	if _, ok := SuperTCP(big, h, len(big)); ok {
+		t.Error("a packet that fits is no super-packet")
+	}
+	if _, ok := SuperTCP(big, h, 52); ok {
+		t.Error("there is no room for payload under a limit of 52")
+	}
+	if u := udp4(t, make([]byte, 3000)); true {
+		if _, ok := SuperTCP(u, mustParseIP(t, u), 1450); ok {
+			t.Error("UDP has no segments to find again")
+		}
+	}
+}
+
+func BenchmarkSplit(b *testing.B) {
+	packet := tcp4(b, make([]byte, 64000))
+	h := mustParseIP(b, packet)
+	buf := make([]byte, 128)
+	b.SetBytes(int64(len(packet)))
+	b.ReportAllocs()
+	for b.Loop() {
+		var s Splitter
+		s.Reset(packet, h, Offload{GSO: GSOTCP, SegmentSize: 1398})
+		for s.Next(buf) {
+		}
+	}
+}
