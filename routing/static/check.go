@@ -1,0 +1,207 @@
+package static
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vxlane/vxlane/encap"
+)
+
+const (
+	maxNameLen = 15 // IFNAMSIZ - 1 (include/uapi/linux/if.h)
+	minMTU     = 68 // RFC 791
+	minMTUv6   = 1280
+	maxQueues  = 128 // half of MAX_TAP_QUEUES: each worker reads one and writes another
+	maxBuckets = 256
+)
+
+func (d *document) checkConfig(c *Config) {
+	if c.Version != 1 {
+		d.fail("version", "got %d: this vxlane reads version 1; write version: 1", c.Version)
+	}
+	if len(c.Tunnels) == 0 {
+		d.fail("tunnels", "missing: want at least one tunnel")
+	}
+	for i := range c.Tunnels {
+		key := fmt.Sprintf("tunnels[%d]", i)
+		t := &c.Tunnels[i]
+		d.checkDevice(t, key+".device")
+		d.checkUnderlay(&t.Underlay, key+".underlay")
+		d.checkPeers(t, t.Peers, key+".peers")
+		d.checkAgainst(c.Tunnels[:i], t, key)
+	}
+	d.checkMetrics(&c.Metrics)
+}
+
+func (d *document) checkDevice(t *Tunnel, key string) {
+	v := &t.Device
+	if msg := badDeviceName(v.Name); msg != "" {
+		d.fail(key+".name", "%q: %s", v.Name, msg)
+	}
+	switch v.Mode {
+	case ModeTUN:
+	case ModeTAP:
+		d.fail(key+".mode", "tap is not available in this version: use tun")
+	default:
+		d.fail(key+".mode", "%q: want tun", v.Mode)
+	}
+	lowest := minMTU
+	for i, a := range v.Addresses {
+		at := fmt.Sprintf("%s.addresses[%d]", key, i)
+		if a.Addr().Is6() {
+			lowest = minMTUv6
+		}
+		switch {
+		case a.Addr().IsMulticast() || a.Addr().IsUnspecified() || a.Addr().IsLoopback():
+			d.fail(at, "%s: not an address that a host can have on a tunnel", a)
+		case a.Addr().Is6() && t.Underlay.Encap == encap.FramingFlannelUDP:
+			d.fail(at, "%s: flannel-udp carries IPv4 only", a)
+		case slices.Index(v.Addresses, a) < i:
+			d.fail(at, "%s: given twice", a)
+		}
+	}
+	if v.MTU != 0 && (v.MTU < lowest || v.MTU > 65535) {
+		d.fail(key+".mtu", "%d: want %d-65535", v.MTU, lowest)
+	}
+	if !v.MAC.IsUnicast() {
+		d.fail(key+".mac", "%s: want the address of one station, not a group", v.MAC)
+	}
+	if v.Queues < 0 || v.Queues > maxQueues {
+		d.fail(key+".queues", "%d: want 0-%d", v.Queues, maxQueues)
+	}
+}
+
+// badDeviceName says what the kernel would not accept of an interface name (net/core/dev.c, dev_valid_name).
+func badDeviceName(name string) string {
+	switch {
+	case name == "":
+		return ""
+	case len(name) > maxNameLen:
+		return fmt.Sprintf("want at most %d characters", maxNameLen)
+	case name == "." || name == "..", strings.ContainsAny(name, "/: \t\r\n\v\f%"), !printable(name):
+		return "want a device name: printable ASCII without spaces, '/', ':' or '%'"
+	}
+	return ""
+}
+
+func printable(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
+}
+
+func (d *document) checkUnderlay(u *Underlay, key string) {
+	if u.Encap != encap.FramingVXLAN && u.Encap != encap.FramingFlannelUDP {
+		d.fail(key+".encap", "%q: want %s or %s", u.Encap, encap.FramingVXLAN, encap.FramingFlannelUDP)
+	}
+	if _, err := encap.NewVNI(uint64(u.VNI)); err != nil {
+		d.fail(key+".vni", "%v", err)
+	}
+	switch l := u.Local; {
+	case !l.IsValid():
+		d.fail(key+".local", "missing: want the address of this host on the underlay, such as 172.30.0.1")
+	case l.IsUnspecified() || l.IsMulticast():
+		d.fail(key+".local", "%s: want an address of this host, so that only what is sent to it is accepted", l)
+	case l.Zone() != "" || l.IsLinkLocalUnicast() && l.Is6():
+		d.fail(key+".local", "%s: IPv6 link-local addresses are not supported; use a global or unique local one", l)
+	}
+	if n := u.SourcePorts.Buckets; n < 1 || n > maxBuckets {
+		d.fail(key+".source_ports.buckets", "%d: want 1-%d", n, maxBuckets)
+	}
+	if u.DF != DFUnset && u.DF != DFSet && u.DF != DFInherit {
+		d.fail(key+".df", "%q: want unset, set or inherit", u.DF)
+	}
+	if u.ReservedBits != ReservedStrict && u.ReservedBits != ReservedIgnore {
+		d.fail(key+".reserved_bits", "%q: want strict or ignore", u.ReservedBits)
+	}
+}
+
+func (d *document) checkPeers(t *Tunnel, peers []Peer, key string) {
+	for i := range peers {
+		d.checkPeer(t, &peers[i], fmt.Sprintf("%s[%d]", key, i))
+	}
+	d.checkConflicts(peers, key)
+}
+
+func (d *document) checkPeer(t *Tunnel, p *Peer, key string) {
+	d.checkEndpoint(t, p, key)
+	if msg := badPeerName(p.Name); msg != "" {
+		d.fail(key+".name", "%q: %s", p.Name, msg)
+	}
+	switch {
+	case p.MAC.IsGroup():
+		d.fail(key+".mac", "%s: want the address of one station, not a group", p.MAC)
+	case !p.MAC.IsZero() && p.MAC == t.Device.MAC:
+		d.fail(key+".mac", "%s: is this VTEP's own", p.MAC)
+	}
+	if len(p.AllowedIPs) == 0 {
+		d.fail(key+".allowed_ips", "missing: want the addresses behind peer %q, such as [10.99.0.2/32]", p.Name)
+		return
+	}
+	single := false
+	for j, prefix := range p.AllowedIPs {
+		at := fmt.Sprintf("%s.allowed_ips[%d]", key, j)
+		single = single || prefix.IsSingleIP()
+		switch a := prefix.Addr(); {
+		case a.IsMulticast() || a.IsLoopback():
+			d.fail(at, "%s: packets from there cannot come from a peer", prefix)
+		case a.Is6() && t.Underlay.Encap == encap.FramingFlannelUDP:
+			d.fail(at, "%s: flannel-udp carries IPv4 only", prefix)
+		case prefix.IsSingleIP() && slices.ContainsFunc(t.Device.Addresses, func(own netip.Prefix) bool { return own.Addr() == a }):
+			d.fail(at, "%s: is this device's own address", prefix)
+		}
+	}
+	if !single && p.MAC.IsZero() && t.Underlay.Encap == encap.FramingVXLAN {
+		d.fail(key, "peer %q needs mac, or a single host in allowed_ips to ask for it", p.Name)
+	}
+}
+
+func (d *document) checkEndpoint(t *Tunnel, p *Peer, key string) {
+	at := key + ".endpoint"
+	a := p.Endpoint.Addr()
+	switch local := t.Underlay.Local; {
+	case !p.Endpoint.IsValid():
+		d.fail(at, "missing: want the underlay address of peer %q, such as 172.30.0.2", p.Name)
+	case a.IsUnspecified() || a.IsMulticast():
+		d.fail(at, "%s: want the address of one host", p.Endpoint)
+	case a.Zone() != "" || a.Is6() && a.IsLinkLocalUnicast():
+		d.fail(at, "%s: IPv6 link-local addresses are not supported; use a global or unique local one", p.Endpoint)
+	case local.IsValid() && a.Is4() != local.Is4():
+		d.fail(at, "%s: of another address family than underlay.local %s", p.Endpoint, local)
+	case a == local && p.Endpoint.Port() == t.Underlay.Port:
+		d.fail(at, "%s: is this tunnel's own address: packets would loop", p.Endpoint)
+	}
+}
+
+// badPeerName keeps names fit for a label, a table column and a log line.
+func badPeerName(name string) string {
+	if len(name) > 64 || !printable(name) {
+		return "want at most 64 printable ASCII characters without spaces"
+	}
+	return ""
+}
+
+// checkAgainst finds what a tunnel may not share with those before it.
+func (d *document) checkAgainst(before []Tunnel, t *Tunnel, key string) {
+	for j := range before {
+		o := &before[j]
+		if t.Device.Name != "" && t.Device.Name == o.Device.Name {
+			d.fail(key+".device.name", "%q: tunnels[%d] has it already", t.Device.Name, j)
+		}
+		if t.Underlay.Local.IsValid() && t.Underlay.Local == o.Underlay.Local && t.Underlay.Port == o.Underlay.Port {
+			d.fail(key+".underlay.port", "%s port %d is tunnels[%d]'s already: tunnels cannot share a port in this version; give this one another", t.Underlay.Local, t.Underlay.Port, j)
+		}
+	}
+}
+
+func (d *document) checkMetrics(m *Metrics) {
+	if m.Listen != "" {
+		if _, port, err := net.SplitHostPort(m.Listen); err != nil || port == "" {
+			d.fail("metrics.listen", "%q: want an address and a port, such as 127.0.0.1:9472", m.Listen)
+		}
+	}
+	if m.MaxPeers < 0 {
+		d.fail("metrics.max_peers", "%d: want 0 or more", m.MaxPeers)
+	}
+}

@@ -1,0 +1,159 @@
+// Package static is the control plane of a tunnel that is described in a file: the configuration file's schema, its
+// strict reader, its reference documentation, and the Source that follows the file.
+//
+// The struct tags are the reference: default and doc make docs/configuration.md.
+package static
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/vxlane/vxlane/encap"
+)
+
+// Config is the whole configuration file.
+type Config struct {
+	Version int      `yaml:"version" json:"version" default:"required" doc:"Version of this format: 1."`
+	Tunnels []Tunnel `yaml:"tunnels" json:"tunnels" default:"required" doc:"The tunnels of this process, at least one."`
+	Metrics Metrics  `yaml:"metrics" json:"metrics"`
+
+	read fileStamp // state of the file when it was read, so that no later change is missed
+}
+
+// Tunnel is one device, the underlay that it uses, and its peers.
+type Tunnel struct {
+	Device   Device   `yaml:"device" json:"device"`
+	Underlay Underlay `yaml:"underlay" json:"underlay"`
+	Peers    []Peer   `yaml:"peers" json:"peers" default:"[]" doc:"The remote ends, all of them; can change while the tunnel runs."`
+	Routes   bool     `yaml:"routes" json:"routes" default:"true" doc:"Add a route through the device for each of the peers' allowed_ips."`
+	FDB      FDB      `yaml:"fdb" json:"fdb"`
+}
+
+// Device is the overlay end of a tunnel.
+type Device struct {
+	Name      string         `yaml:"name" json:"name" default:"vxlane0, vxlane1, …" doc:"Name of the device: at most 15 characters. By default the first free number."`
+	Mode      Mode           `yaml:"mode" json:"mode" default:"tun" doc:"What the device carries: tun (IP packets) or tap (Ethernet frames; not in this version)."`
+	Addresses []netip.Prefix `yaml:"addresses" json:"addresses" default:"[]" doc:"Addresses of the device, with prefix length."`
+	MTU       int            `yaml:"mtu" json:"mtu" default:"underlay MTU - 50" doc:"Largest packet of the device, in bytes: 68-65535, 1280 or more with IPv6. The default leaves room for the outer headers: vxlan 50, over IPv6 70; flannel-udp 28, over IPv6 48."`
+	MAC       encap.MAC      `yaml:"mac" json:"mac" default:"from local and vni" doc:"MAC of this VTEP. The default is derived, so that it outlives restarts."`
+	Queues    int            `yaml:"queues" json:"queues" default:"0" doc:"Queues of the device, each with its own worker: 0-128; 0 means one per core."`
+}
+
+// Underlay is the network that the datagrams cross.
+type Underlay struct {
+	Encap         encap.Framing `yaml:"encap" json:"encap" default:"vxlan" doc:"Framing: vxlan (RFC 7348) or flannel-udp (flannel's udp backend: bare IPv4 packets)."`
+	VNI           uint32        `yaml:"vni" json:"vni" default:"1" doc:"VXLAN network identifier: 0-16777215. Unused by flannel-udp."`
+	Local         netip.Addr    `yaml:"local" json:"local" default:"required" doc:"Address of this host that datagrams leave from and arrive at: IPv4 or IPv6."`
+	Port          uint16        `yaml:"port" json:"port" default:"8472" doc:"UDP port: 1-65535. By default 8472, with flannel-udp 8285."`
+	SourcePorts   SourcePorts   `yaml:"source_ports" json:"source_ports"`
+	TTL           TTL           `yaml:"ttl" json:"ttl" default:"64" doc:"TTL (hop limit) of the outer header: 1-255, or inherit to copy the packet's."`
+	TOS           TOS           `yaml:"tos" json:"tos" default:"inherit" doc:"TOS (traffic class) of the outer header: 0-255, or inherit to copy the packet's. The ECN bits always follow RFC 6040."`
+	DF            DF            `yaml:"df" json:"df" default:"unset" doc:"Don't-fragment bit of the outer header: unset, set, or inherit to copy the packet's. Over IPv6, set forbids fragmentation at this host."`
+	Checksum      bool          `yaml:"checksum" json:"checksum" default:"true" doc:"Outer UDP checksum over IPv4. Receiving accepts datagrams with and without."`
+	ZeroChecksum6 ZeroChecksum6 `yaml:"zero_checksum6" json:"zero_checksum6"`
+	ReservedBits  ReservedBits  `yaml:"reserved_bits" json:"reserved_bits" default:"strict" doc:"VXLAN header with a flag or reserved bit set: strict drops it, as Linux does; ignore accepts it, as RFC 7348 says."`
+	SourceCheck   SourceCheck   `yaml:"source_check" json:"source_check"`
+}
+
+// SourcePorts says which UDP ports datagrams are sent from.
+type SourcePorts struct {
+	Range   PortRange `yaml:"range" json:"range" default:"32768-60999" doc:"Ports that datagrams are sent from; a flow keeps its port."`
+	Buckets int       `yaml:"buckets" json:"buckets" default:"16" doc:"How many ports of the range are in use, each a socket: 1-256. Flows are spread over them by their hash."`
+}
+
+// ZeroChecksum6 is about UDP over IPv6 without a checksum (RFC 6935, RFC 6936).
+type ZeroChecksum6 struct {
+	TX bool `yaml:"tx" json:"tx" default:"false" doc:"Send datagrams over IPv6 without a UDP checksum."`
+	RX bool `yaml:"rx" json:"rx" default:"false" doc:"Accept datagrams over IPv6 without a UDP checksum."`
+}
+
+// SourceCheck says what is checked of a datagram's origin. These are reverse-path checks, not authentication.
+type SourceCheck struct {
+	Outer bool `yaml:"outer" json:"outer" default:"true" doc:"The outer source address must be a peer's endpoint."`
+	Inner bool `yaml:"inner" json:"inner" default:"true" doc:"The inner source address must be in the allowed_ips of the peer that sent it."`
+}
+
+// Peer is one remote end.
+type Peer struct {
+	Name       string    `yaml:"name" json:"name" default:"the endpoint" doc:"Name of the peer, unique in the tunnel; counters follow it over reloads."`
+	Endpoint   Endpoint  `yaml:"endpoint" json:"endpoint" default:"required" doc:"Underlay address of the peer, with or without a port; the port is the tunnel's unless given."`
+	MAC        encap.MAC `yaml:"mac" json:"mac" default:"asked for" doc:"MAC of the peer's VTEP. By default asked for by ARP or neighbour discovery of the first single host in allowed_ips."`
+	AllowedIPs []Prefix  `yaml:"allowed_ips" json:"allowed_ips" default:"required" doc:"Addresses behind the peer: packets to them go to it, and only packets from them are accepted from it. The longest prefix wins."`
+}
+
+// FDB configures the forwarding database of tap mode. It has no effect in tun mode.
+type FDB struct {
+	Learning bool          `yaml:"learning" json:"learning" default:"false" doc:"Tap mode only: learn MACs from received frames."`
+	Ageing   time.Duration `yaml:"ageing" json:"ageing" default:"300s" doc:"Tap mode only: how long a learned MAC stays without traffic."`
+	Limit    int           `yaml:"limit" json:"limit" default:"4096" doc:"Tap mode only: how many learned MACs there may be."`
+	Flood    Flood         `yaml:"flood" json:"flood" default:"all" doc:"Tap mode only: who gets broadcast, unknown and multicast frames: all, none, or a list of peer names."`
+	Group    string        `yaml:"group" json:"group" default:"\"\"" doc:"Tap mode only: underlay multicast group for such frames."`
+	Suppress bool          `yaml:"suppress" json:"suppress" default:"false" doc:"Tap mode only: answer ARP and neighbour discovery here where the answer is known."`
+}
+
+// Metrics configures the Prometheus endpoint.
+type Metrics struct {
+	Listen   string `yaml:"listen" json:"listen" default:"\"\" (off)" doc:"Address and port that serves /metrics, such as 127.0.0.1:9472."`
+	MaxPeers int    `yaml:"max_peers" json:"max_peers" default:"1000" doc:"How many peers have series of their own; the rest are summed up as peer=\"other\"."`
+}
+
+// The defaults below are what a section has before the file is read. Those that depend on other keys are filled in by
+// complete.
+
+func (t *Tunnel) setDefaults() { t.Routes = true }
+
+func (d *Device) setDefaults() { d.Mode = ModeTUN }
+
+func (u *Underlay) setDefaults() {
+	*u = Underlay{Encap: encap.FramingVXLAN, VNI: 1, TTL: TTL{Value: 64}, TOS: TOS{Inherit: true}, DF: DFUnset,
+		Checksum: true, ReservedBits: ReservedStrict}
+}
+
+func (s *SourcePorts) setDefaults() { *s = SourcePorts{Range: PortRange{32768, 60999}, Buckets: 16} }
+
+func (s *SourceCheck) setDefaults() { *s = SourceCheck{Outer: true, Inner: true} }
+
+func (f *FDB) setDefaults() {
+	*f = FDB{Ageing: 300 * time.Second, Limit: 4096, Flood: Flood{All: true}}
+}
+
+func (m *Metrics) setDefaults() { m.MaxPeers = 1000 }
+
+// NewTunnel returns a tunnel with every default that depends on no other key.
+func NewTunnel() Tunnel {
+	var t Tunnel
+	applyDefaults(&t)
+	return t
+}
+
+// complete fills in the defaults that follow from other keys.
+func (t *Tunnel) complete() {
+	if t.Underlay.Port == 0 {
+		t.Underlay.Port = t.Underlay.Encap.DefaultPort()
+	}
+	t.Underlay.Local = t.Underlay.Local.Unmap()
+	if t.Device.MAC.IsZero() {
+		t.Device.MAC = deriveMAC(t.Underlay.Local, t.Underlay.VNI)
+	}
+	t.completePeers(t.Peers)
+}
+
+func (t *Tunnel) completePeers(peers []Peer) {
+	for i := range peers {
+		p := &peers[i]
+		if !p.Endpoint.IsValid() {
+			continue
+		}
+		addr, port := p.Endpoint.Addr().Unmap(), p.Endpoint.Port()
+		if p.Name == "" {
+			p.Name = addr.String()
+			if port != 0 && port != t.Underlay.Port {
+				p.Name = netip.AddrPortFrom(addr, port).String()
+			}
+		}
+		if port == 0 {
+			port = t.Underlay.Port
+		}
+		p.Endpoint = Endpoint{netip.AddrPortFrom(addr, port)}
+	}
+}

@@ -1,0 +1,225 @@
+package static
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/vxlane/vxlane/encap"
+)
+
+// Mode is what a device carries.
+type Mode string
+
+// The modes of a device.
+const (
+	ModeTUN Mode = "tun"
+	ModeTAP Mode = "tap"
+)
+
+// DF is a policy for the don't-fragment bit, in the words of ip-link(8).
+type DF string
+
+// The policies.
+const (
+	DFUnset   DF = "unset"
+	DFSet     DF = "set"
+	DFInherit DF = "inherit"
+)
+
+// ReservedBits is a policy for reserved bits in the VXLAN header.
+type ReservedBits string
+
+// The policies.
+const (
+	ReservedStrict ReservedBits = "strict"
+	ReservedIgnore ReservedBits = "ignore"
+)
+
+// Bits returns the policy as the codec knows it.
+func (r ReservedBits) Bits() encap.ReservedBits {
+	if r == ReservedIgnore {
+		return encap.IgnoreBits
+	}
+	return encap.StrictBits
+}
+
+// TTL is a fixed TTL, or inherit.
+type TTL struct {
+	Inherit bool
+	Value   uint8
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (t *TTL) UnmarshalText(text []byte) error {
+	inherit, v, err := inheritOr(text, 1)
+	*t = TTL{inherit, v}
+	return err
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (t TTL) MarshalText() ([]byte, error) { return marshalInherit(t.Inherit, t.Value) }
+
+// TOS is a fixed TOS, or inherit.
+type TOS struct {
+	Inherit bool
+	Value   uint8
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (t *TOS) UnmarshalText(text []byte) error {
+	inherit, v, err := inheritOr(text, 0)
+	*t = TOS{inherit, v}
+	return err
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (t TOS) MarshalText() ([]byte, error) { return marshalInherit(t.Inherit, t.Value) }
+
+func inheritOr(text []byte, lowest int) (inherit bool, value uint8, err error) {
+	if string(text) == "inherit" {
+		return true, 0, nil
+	}
+	v, err := strconv.ParseUint(string(text), 0, 8)
+	if err != nil || int(v) < lowest {
+		return false, 0, fmt.Errorf("%q: want %d-255 or inherit", text, lowest)
+	}
+	return false, uint8(v), nil
+}
+
+func marshalInherit(inherit bool, v uint8) ([]byte, error) {
+	if inherit {
+		return []byte("inherit"), nil
+	}
+	return strconv.AppendUint(nil, uint64(v), 10), nil
+}
+
+// PortRange is a range of UDP ports, both ends included.
+type PortRange struct{ Low, High uint16 }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (r *PortRange) UnmarshalText(text []byte) error {
+	lo, hi, ok := strings.Cut(string(text), "-")
+	if !ok {
+		hi = lo
+	}
+	low, err1 := strconv.ParseUint(strings.TrimSpace(lo), 10, 16)
+	high, err2 := strconv.ParseUint(strings.TrimSpace(hi), 10, 16)
+	if err1 != nil || err2 != nil || low == 0 || low > high {
+		return fmt.Errorf("%q: want two ports LOW-HIGH within 1-65535, such as 32768-60999", text)
+	}
+	*r = PortRange{uint16(low), uint16(high)}
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (r PortRange) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%d-%d", r.Low, r.High), nil }
+
+// Endpoint is an underlay address with an optional port; 0 stands for the tunnel's.
+type Endpoint struct{ netip.AddrPort }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (e *Endpoint) UnmarshalText(text []byte) error {
+	s := string(text)
+	if s == "" {
+		return errors.New("empty: want an address such as 172.30.0.2 or 172.30.0.2:4789")
+	}
+	if addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err == nil {
+		*e = Endpoint{netip.AddrPortFrom(addr, 0)}
+		return nil
+	}
+	ap, err := netip.ParseAddrPort(s)
+	if err != nil || ap.Port() == 0 {
+		return fmt.Errorf("%q: want an address such as 172.30.0.2, 172.30.0.2:4789 or [2001:db8::2]:4789; names are not looked up", s)
+	}
+	*e = Endpoint{ap}
+	return nil
+}
+
+// Prefix is an IP prefix; a bare address stands for a single host.
+type Prefix struct{ netip.Prefix }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (p *Prefix) UnmarshalText(text []byte) error {
+	s := string(text)
+	if addr, err := netip.ParseAddr(s); err == nil && addr.Zone() == "" {
+		*p = Prefix{netip.PrefixFrom(addr, addr.BitLen())}
+		return nil
+	}
+	prefix, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q: want a prefix such as 10.99.0.2/32 or 10.244.2.0/24", s)
+	case prefix.Addr().Is4In6():
+		return fmt.Errorf("%q: write the IPv4 prefix itself", s)
+	case prefix != prefix.Masked():
+		return fmt.Errorf("%q: has bits set behind the prefix; %s is the network, %s/%d the host",
+			s, prefix.Masked(), prefix.Addr(), prefix.Addr().BitLen())
+	}
+	*p = Prefix{prefix}
+	return nil
+}
+
+// Flood says which peers get broadcast, unknown and multicast frames.
+type Flood struct {
+	All   bool
+	Names []string
+}
+
+// UnmarshalYAML implements yaml.Unmarshaler.
+func (f *Flood) UnmarshalYAML(n *yaml.Node) error {
+	if n.Kind == yaml.SequenceNode {
+		*f = Flood{}
+		return n.Decode(&f.Names)
+	}
+	switch n.Value {
+	case "all":
+		*f = Flood{All: true}
+	case "none":
+		*f = Flood{}
+	default:
+		return fmt.Errorf("%q: want all, none or a list of peer names", n.Value)
+	}
+	return nil
+}
+
+func (f Flood) value() any {
+	switch {
+	case f.All:
+		return "all"
+	case len(f.Names) == 0:
+		return "none"
+	}
+	return f.Names
+}
+
+// MarshalYAML implements yaml.Marshaler.
+func (f Flood) MarshalYAML() (any, error) { return f.value(), nil }
+
+// MarshalJSON implements json.Marshaler.
+func (f Flood) MarshalJSON() ([]byte, error) { return json.Marshal(f.value()) }
+
+// deriveMAC returns a locally administered unicast MAC that depends on local and vni alone.
+func deriveMAC(local netip.Addr, vni uint32) encap.MAC {
+	a := local.As16()
+	sum := sha256.Sum256(append(a[:], byte(vni>>16), byte(vni>>8), byte(vni)))
+	m := encap.MAC(sum[:6])
+	m[0] = m[0]&^3 | 2
+	return m
+}
+
+// spacesForTabs lets JSON that is indented with tabs pass for YAML, which it otherwise is. A JSON string cannot hold a
+// raw tab, so nothing is lost.
+func spacesForTabs(data []byte) []byte {
+	if !json.Valid(data) {
+		return data
+	}
+	return bytes.ReplaceAll(data, []byte{'\t'}, []byte{' '})
+}
