@@ -1,0 +1,168 @@
+package lab
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// stateDir holds a file for each lab, so that what a killed run left can be told from what is in use.
+const stateDir = "/run/vxlane-lab"
+
+// state is what is known of a lab outside the process that built it.
+type state struct {
+	Name      string    `json:"name"`
+	Owner     process   `json:"owner"`
+	Kept      bool      `json:"kept"`
+	Hosts     []string  `json:"hosts"` // names of namespaces
+	Processes []process `json:"processes"`
+
+	mu sync.Mutex
+}
+
+// process identifies a process for good: process ids are used again.
+type process struct {
+	PID   int    `json:"pid"`
+	Start string `json:"start"` // in clock ticks after boot, proc_pid_stat(5)
+}
+
+var labs atomic.Int32
+
+func uniqueName() string { return fmt.Sprintf("vxlab-%d-%d", os.Getpid(), labs.Add(1)) }
+
+func identify(pid int) process { return process{pid, startTime(pid)} }
+
+// startTime returns field 22 of /proc/PID/stat, empty when there is no such process or it is dead.
+func startTime(pid int) string {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return ""
+	}
+	// The name in field 2 may hold anything; fields are counted after its closing bracket.
+	_, rest, ok := strings.Cut(string(data[strings.LastIndexByte(string(data), ')'):]), " ")
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 20 || fields[0] == "Z" {
+		return ""
+	}
+	return fields[19]
+}
+
+func (p process) alive() bool { return p.Start != "" && startTime(p.PID) == p.Start }
+
+// stop ends the process: SIGTERM, and SIGKILL when that is not enough.
+func (p process) stop(grace time.Duration) {
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		if !p.alive() {
+			return
+		}
+		_ = unix.Kill(p.PID, sig) // it may just have ended
+		for deadline := time.Now().Add(grace); p.alive() && time.Now().Before(deadline); {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+// claim makes the state file for a new lab.
+func claim(name string) (*state, error) {
+	if err := os.MkdirAll(stateDir, 0o755); err != nil {
+		return nil, err
+	}
+	s := &state{Name: name, Owner: identify(os.Getpid())}
+	f, err := os.OpenFile(s.path(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("a lab called %s is there already; remove it first", name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, errors.Join(f.Close(), s.save())
+}
+
+func (s *state) path() string { return filepath.Join(stateDir, s.Name+".json") }
+
+func (s *state) save() error {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	next := s.path() + ".next"
+	if err := os.WriteFile(next, data, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(next, s.path())
+}
+
+func (s *state) addHost(namespace string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Hosts = append(s.Hosts, namespace)
+	return s.save()
+}
+
+func (s *state) addProcess(pid int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Processes = append(s.Processes, identify(pid))
+	return s.save()
+}
+
+// logPath is where the output of a host's commands can be kept for as long as the lab is there.
+func (s *state) logPath(namespace string) string { return filepath.Join(stateDir, namespace+".log") }
+
+func (s *state) forget() error {
+	var errs []error
+	for _, path := range append([]string{s.path()}, s.logPaths()...) {
+		if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *state) logPaths() []string {
+	paths := make([]string, len(s.Hosts))
+	for i, namespace := range s.Hosts {
+		paths[i] = s.logPath(namespace)
+	}
+	return paths
+}
+
+// destroy removes a lab that this process did not build.
+func (s *state) destroy() error {
+	for _, p := range s.Processes {
+		p.stop(stopGrace)
+	}
+	var errs []error
+	for _, namespace := range s.Hosts {
+		errs = append(errs, deleteNamespace(namespace))
+	}
+	return errors.Join(append(errs, s.forget())...)
+}
+
+func allStates() ([]*state, error) {
+	paths, err := filepath.Glob(filepath.Join(stateDir, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var states []*state
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		s := new(state)
+		if json.Unmarshal(data, s) == nil && s.path() == path {
+			states = append(states, s)
+		}
+	}
+	return states, nil
+}
