@@ -1,0 +1,115 @@
+package tunnel
+
+import (
+	"math/bits"
+
+	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/routing"
+)
+
+// Direction is one of the two ways through a tunnel.
+type Direction int
+
+// The directions, in the order of arrays indexed by them.
+const (
+	Encap Direction = iota // from the device to the underlay
+	Decap                  // from the underlay to the device
+)
+
+// String returns the word for d in metrics and tables.
+func (d Direction) String() string {
+	if d == Decap {
+		return "decap"
+	}
+	return "encap"
+}
+
+// batchBuckets is one for each power of two up to BatchSize.
+const batchBuckets = 7
+
+// counters is what one goroutine counts in one direction. It is the only writer and shares no cache line.
+type counters struct {
+	_         [64]byte
+	received  routing.Counter
+	delivered routing.Counter
+	bytes     routing.Counter // of delivered packets, headers of the underlay not included
+	consumed  routing.Counter
+	dropped   [encap.NumReasons]routing.Counter
+	batches   [batchBuckets]routing.Counter // by ceil(log2(size))
+	batchSum  routing.Counter
+	split     routing.Counter // segments that super-packets were split into
+	_         [64]byte
+}
+
+func (c *counters) countBatch(n int) {
+	c.batches[min(bits.Len(uint(n-1)), batchBuckets-1)].Add(1)
+	c.batchSum.Add(uint64(n))
+}
+
+func (c *counters) drop(r encap.Reason, n int) {
+	if n > 0 {
+		c.dropped[r].Add(uint64(n))
+	}
+}
+
+// Flow is what became of the packets of one direction.
+type Flow struct {
+	Received  uint64 `json:"received"`
+	Delivered uint64 `json:"delivered"`
+	Consumed  uint64 `json:"consumed"`
+	Dropped   uint64 `json:"dropped"`
+	// Held packets wait for a peer's MAC: received, and nothing else yet.
+	Held  uint64 `json:"held"`
+	Bytes uint64 `json:"bytes"`
+	// Reasons has a count for every drop reason that the direction ever used.
+	Reasons map[string]uint64 `json:"reasons"`
+
+	byReason [encap.NumReasons]uint64
+	batches  [batchBuckets]uint64
+	batchSum uint64
+	split    uint64
+}
+
+func (f *Flow) add(c *counters) {
+	f.Received += c.received.Load()
+	f.Delivered += c.delivered.Load()
+	f.Bytes += c.bytes.Load()
+	f.Consumed += c.consumed.Load()
+	f.batchSum += c.batchSum.Load()
+	f.split += c.split.Load()
+	for i := range c.dropped {
+		f.byReason[i] += c.dropped[i].Load()
+	}
+	for i := range c.batches {
+		f.batches[i] += c.batches[i].Load()
+	}
+}
+
+// finish fills in the sums and the map from what add gathered.
+func (f *Flow) finish() {
+	f.Reasons = make(map[string]uint64)
+	for r, n := range f.byReason {
+		if n > 0 {
+			f.Reasons[encap.Reason(r).String()] = n
+			f.Dropped += n
+		}
+	}
+}
+
+// Generated counts what the tunnel sent of its own accord. One mutex-holder at a time writes it.
+type generated struct {
+	arpRequests, arpReplies, solicitations, advertisements, icmpErrors routing.Counter
+}
+
+// Generated is what the tunnel sent of its own accord, by kind.
+type Generated struct {
+	ARPRequests    uint64 `json:"arp_request"`
+	ARPReplies     uint64 `json:"arp_reply"`
+	Solicitations  uint64 `json:"neighbour_solicitation"`
+	Advertisements uint64 `json:"neighbour_advertisement"`
+	ICMPErrors     uint64 `json:"icmp_error"`
+}
+
+func (g *generated) load() Generated {
+	return Generated{g.arpRequests.Load(), g.arpReplies.Load(), g.solicitations.Load(), g.advertisements.Load(), g.icmpErrors.Load()}
+}

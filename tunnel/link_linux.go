@@ -1,0 +1,261 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Link configures a device as the host sees it: MTU, state, addresses, routes. It remembers what it added, and Undo
+// takes just that away again.
+type Link struct {
+	name   string
+	index  int
+	log    *slog.Logger
+	mu     sync.Mutex
+	addrs  []netip.Prefix
+	routes map[netip.Prefix]bool
+}
+
+// OpenLink finds the device called name.
+func OpenLink(name string, log *slog.Logger) (*Link, error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("find device %s: %w", name, err)
+	}
+	return &Link{name: name, index: l.Attrs().Index, log: log, routes: make(map[netip.Prefix]bool)}, nil
+}
+
+// txQueueLen is how many packets the device keeps for its reader. A TUN device drops what does not fit, and tells the
+// sender nothing: with the default of 500, one TCP stream loses a percent of its packets (drivers/net/tun.c, tun_net_xmit).
+const txQueueLen = 4096
+
+// Up sets the MTU, in bytes, and the queue length, and brings the device up.
+func (l *Link) Up(mtu int) error {
+	link, err := netlink.LinkByIndex(l.index)
+	if err != nil {
+		return fmt.Errorf("find device %s: %w", l.name, err)
+	}
+	if err := netlink.LinkSetMTU(link, mtu); err != nil {
+		return fmt.Errorf("set mtu of %s to %d: %w", l.name, mtu, err)
+	}
+	if err := netlink.LinkSetTxQLen(link, txQueueLen); err != nil {
+		return fmt.Errorf("set txqueuelen of %s to %d: %w", l.name, txQueueLen, err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring %s up: %w", l.name, err)
+	}
+	return nil
+}
+
+// AddAddresses gives the device its addresses.
+func (l *Link) AddAddresses(addrs []netip.Prefix) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, a := range addrs {
+		if err := netlink.AddrReplace(l.handle(), l.addr(a)); err != nil {
+			return fmt.Errorf("add address %s to %s: %w%s", a, l.name, err, hintIPv6(a.Addr(), err))
+		}
+		l.addrs = append(l.addrs, a)
+	}
+	return nil
+}
+
+func hintIPv6(a netip.Addr, err error) string {
+	if a.Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP)) {
+		return ": IPv6 is off here; see sysctl net.ipv6.conf.all.disable_ipv6, or leave IPv6 addresses out"
+	}
+	return ""
+}
+
+func (l *Link) handle() netlink.Link {
+	return &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: l.index, Name: l.name}}
+}
+
+func (l *Link) addr(a netip.Prefix) *netlink.Addr {
+	addr := &netlink.Addr{IPNet: ipNet(a)}
+	if a.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD // the tunnel answers for the address itself
+	}
+	return addr
+}
+
+// SetRoutes makes the device's routes those for prefixes: new ones are added, old ones that Link added are removed. A
+// prefix that one of the device's own addresses covers exactly has its route already. All prefixes are tried; the error
+// joins what could not be done.
+func (l *Link) SetRoutes(prefixes []netip.Prefix) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	wanted := make(map[netip.Prefix]bool, len(prefixes))
+	var errs []error
+	for _, p := range prefixes {
+		if slices.ContainsFunc(l.addrs, func(a netip.Prefix) bool { return a.Masked() == p && !a.IsSingleIP() }) {
+			continue
+		}
+		wanted[p] = true
+		if l.routes[p] {
+			continue
+		}
+		if err := netlink.RouteAdd(l.route(p)); err != nil {
+			errs = append(errs, l.explainRoute(p, err))
+			continue
+		}
+		l.routes[p] = true
+	}
+	for p := range l.routes {
+		if !wanted[p] {
+			errs = append(errs, l.deleteRoute(p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (l *Link) explainRoute(p netip.Prefix, err error) error {
+	if errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add route %s dev %s: %w: another route to it is there (ip route show %s); remove that, or set routes: false and add routes yourself", p, l.name, err, p)
+	}
+	return fmt.Errorf("add route %s dev %s: %w", p, l.name, err)
+}
+
+// deleteRoute removes a route that Link added. That it is gone already, or its device is, is fine.
+func (l *Link) deleteRoute(p netip.Prefix) error {
+	delete(l.routes, p)
+	err := netlink.RouteDel(l.route(p))
+	if err == nil || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("remove route %s dev %s: %w", p, l.name, err)
+}
+
+func (l *Link) route(p netip.Prefix) *netlink.Route {
+	r := &netlink.Route{LinkIndex: l.index, Dst: ipNet(p), Protocol: unix.RTPROT_STATIC}
+	if p.Addr().Is4() {
+		r.Scope = netlink.SCOPE_LINK
+	}
+	return r
+}
+
+// Undo removes the routes and addresses that Link added. A device that is gone took them along.
+func (l *Link) Undo() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var errs []error
+	for p := range l.routes {
+		errs = append(errs, l.deleteRoute(p))
+	}
+	for _, a := range l.addrs {
+		err := netlink.AddrDel(l.handle(), l.addr(a))
+		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("remove address %s from %s: %w", a, l.name, err))
+		}
+	}
+	l.addrs = nil
+	return errors.Join(errs...)
+}
+
+// Addresses returns the addresses that the device has now, whoever gave them to it.
+func (l *Link) Addresses() ([]netip.Prefix, error) {
+	list, err := netlink.AddrList(l.handle(), netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of %s: %w", l.name, err)
+	}
+	prefixes := make([]netip.Prefix, 0, len(list))
+	for _, a := range list {
+		if p, ok := prefixFromNet(a.IPNet); ok {
+			prefixes = append(prefixes, p)
+		}
+	}
+	return prefixes, nil
+}
+
+// WatchAddresses calls changed with the device's addresses, now and whenever they change, until ctx ends.
+func (l *Link) WatchAddresses(ctx context.Context, changed func([]netip.Prefix)) error {
+	updates := make(chan netlink.AddrUpdate, 64)
+	done := make(chan struct{})
+	err := netlink.AddrSubscribeWithOptions(updates, done, netlink.AddrSubscribeOptions{
+		ErrorCallback: func(err error) { l.log.Debug("address subscription", "device", l.name, "err", err) },
+	})
+	if err != nil {
+		return fmt.Errorf("watch addresses of %s: %w", l.name, err)
+	}
+	report := func() {
+		addrs, err := l.Addresses()
+		if err != nil {
+			l.log.Warn("cannot follow the device's addresses", "device", l.name, "err", err)
+			return
+		}
+		changed(addrs)
+	}
+	report()
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case u, ok := <-updates:
+				if !ok {
+					return
+				}
+				if u.LinkIndex == l.index {
+					report()
+				}
+			}
+		}
+	}()
+	return nil
+}
+
+// IsUp reports whether the device is there and up.
+func (l *Link) IsUp() bool {
+	link, err := netlink.LinkByIndex(l.index)
+	return err == nil && link.Attrs().Flags&net.FlagUp != 0
+}
+
+// UnderlayLink returns the name and MTU of the device that has addr.
+func UnderlayLink(addr netip.Addr) (name string, mtu int, err error) {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return "", 0, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range list {
+		p, ok := prefixFromNet(a.IPNet)
+		if !ok || p.Addr() != addr {
+			continue
+		}
+		link, err := netlink.LinkByIndex(a.LinkIndex)
+		if err != nil {
+			return "", 0, fmt.Errorf("find the device of %s: %w", addr, err)
+		}
+		return link.Attrs().Name, link.Attrs().MTU, nil
+	}
+	if addr.IsLoopback() && addr.Is4() {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return "", 0, fmt.Errorf("find the device of %s: %w", addr, err)
+		}
+		return "lo", lo.Attrs().MTU, nil
+	}
+	return "", 0, fmt.Errorf("underlay.local %s: %w: no device here has this address; see ip address", addr, unix.EADDRNOTAVAIL)
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func prefixFromNet(n *net.IPNet) (netip.Prefix, bool) {
+	addr, ok := netip.AddrFromSlice(n.IP)
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), ones), true
+}

@@ -1,0 +1,388 @@
+package tunnel
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/routing"
+)
+
+// Timers and bounds of neighbour resolution, about those of the kernel's neighbour table (Documentation/networking/
+// ip-sysctl.rst, neigh/default/*).
+const (
+	neighbourTick    = 250 * time.Millisecond
+	retransTime      = time.Second      // between requests
+	maxProbes        = 3                // requests before waiting packets are given up
+	idleRetry        = 30 * time.Second // between requests that nobody waits for
+	reachableTime    = 30 * time.Second // how long an answer is good for while traffic flows
+	maxWaiting       = 64               // packets that wait for one peer's MAC
+	maxWaitingTotal  = 4096
+	answersPerSecond = 1000
+)
+
+// NeighbourState is what is known of a peer's MAC, in the words of ip-neighbour(8).
+type NeighbourState string
+
+// The states.
+const (
+	NeighbourNone       NeighbourState = "noarp"      // the framing needs no MAC
+	NeighbourPermanent  NeighbourState = "permanent"  // configured
+	NeighbourReachable  NeighbourState = "reachable"  // it answered
+	NeighbourStale      NeighbourState = "stale"      // it answered once, but not the last requests; still in use
+	NeighbourIncomplete NeighbourState = "incomplete" // asked for, not answered yet
+)
+
+// neighbours finds the MACs of peers that are configured without one, lets packets wait for them, and answers for our
+// own addresses. Packets take this way only while a MAC is unknown; mu is never taken otherwise.
+type neighbours struct {
+	t   *Tunnel
+	now func() time.Time
+
+	mu      sync.Mutex
+	entries map[*routing.State]*neighbour
+	waiting int
+	answers bucket
+	sender  Sender
+	count   counters // encap direction: packets that waited
+	dgram   [1]Datagram
+	buf     []byte
+}
+
+// neighbour is what is known of one peer whose MAC is asked for.
+type neighbour struct {
+	peer    *routing.Peer
+	queue   []heldPacket
+	probes  int       // unanswered requests
+	asked   time.Time // last request
+	heard   time.Time // last answer
+	used    uint64    // packets sent to the peer when it was last heard
+	present bool      // in the snapshot being synchronised
+}
+
+// heldPacket is a copy of a packet that waits, with room for the header in front.
+type heldPacket struct {
+	buf     []byte
+	headers encap.Headers
+}
+
+func newNeighbours(t *Tunnel, sender Sender) *neighbours {
+	return &neighbours{t: t, now: time.Now, entries: make(map[*routing.State]*neighbour), sender: sender}
+}
+
+// synchronise follows a new snapshot: peers that left are forgotten, new ones are asked at once.
+func (n *neighbours) synchronise(s *routing.Snapshot) {
+	if !n.t.rules.Ethernet {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, e := range n.entries {
+		e.present = false
+	}
+	for _, p := range s.Peers() {
+		if !p.MAC.IsZero() {
+			continue
+		}
+		e := n.entries[p.State()]
+		if e == nil {
+			e = new(neighbour)
+			n.entries[p.State()] = e
+		}
+		moved := e.peer == nil || e.peer.Endpoint != p.Endpoint
+		e.peer, e.present = p, true
+		if moved {
+			e.probes = 0
+			n.ask(e)
+		}
+	}
+	for state, e := range n.entries {
+		if !e.present {
+			n.giveUp(e)
+			delete(n.entries, state)
+		}
+	}
+}
+
+// run asks again where there was no answer, until ctx ends.
+func (n *neighbours) run(ctx context.Context) {
+	if !n.t.rules.Ethernet {
+		return
+	}
+	ticker := time.NewTicker(neighbourTick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			n.stop()
+			return
+		case <-ticker.C:
+			n.tick()
+		}
+	}
+}
+
+// stop drops what still waits.
+func (n *neighbours) stop() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, e := range n.entries {
+		n.giveUp(e)
+	}
+}
+
+func (n *neighbours) tick() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := n.now()
+	for _, e := range n.entries {
+		n.revisit(e, now)
+	}
+}
+
+// revisit decides whether e is due for another request, or its waiting packets for giving up.
+func (n *neighbours) revisit(e *neighbour, now time.Time) {
+	since := now.Sub(e.asked)
+	if since < retransTime {
+		return
+	}
+	if len(e.queue) > 0 && e.probes >= maxProbes {
+		n.giveUp(e)
+	}
+	known := !e.peer.State().ResolvedMAC().IsZero()
+	switch {
+	case known && e.probes == 0:
+		// Good until it is old and in use.
+		if now.Sub(e.heard) >= reachableTime && e.peer.State().Totals().EncapPackets != e.used {
+			n.ask(e)
+		}
+	case e.probes < maxProbes, since >= idleRetry:
+		n.ask(e)
+	}
+}
+
+// giveUp drops the packets that wait for e.
+func (n *neighbours) giveUp(e *neighbour) {
+	n.count.drop(encap.NeighbourUnresolved, len(e.queue))
+	n.waiting -= len(e.queue)
+	e.queue = nil
+}
+
+// hold keeps a copy of p until its peer's MAC is known. When that has become known meanwhile, it is returned and p is
+// still the caller's; otherwise the reason is None when p waits, or why it cannot.
+func (n *neighbours) hold(peer *routing.Peer, p *Packet) (encap.MAC, encap.Reason) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if mac := peer.LinkAddr(); !mac.IsZero() {
+		return mac, encap.None
+	}
+	e := n.entries[peer.State()]
+	if e == nil || len(e.queue) >= maxWaiting || n.waiting >= maxWaitingTotal {
+		return encap.MAC{}, encap.NeighbourUnresolved
+	}
+	buf := make([]byte, Headroom, Headroom+len(p.Data))
+	e.queue = append(e.queue, heldPacket{append(buf, p.Data...), p.Headers})
+	n.waiting++
+	if n.now().Sub(e.asked) >= retransTime {
+		e.probes = 0
+		n.ask(e)
+	}
+	return encap.MAC{}, encap.None
+}
+
+// held returns how many packets wait.
+func (n *neighbours) held() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.waiting
+}
+
+// state says what is known of a peer's MAC.
+func (n *neighbours) state(p *routing.Peer) NeighbourState {
+	switch {
+	case !n.t.rules.Ethernet:
+		return NeighbourNone
+	case !p.MAC.IsZero():
+		return NeighbourPermanent
+	case p.State().ResolvedMAC().IsZero():
+		return NeighbourIncomplete
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if e := n.entries[p.State()]; e != nil && e.probes >= maxProbes {
+		return NeighbourStale
+	}
+	return NeighbourReachable
+}
+
+// ask sends a request for e's MAC: to the MAC it had, when it is only to be confirmed, else to all.
+func (n *neighbours) ask(e *neighbour) {
+	target, ok := e.peer.ResolveAddr()
+	if !ok {
+		return
+	}
+	dst := encap.MAC{}
+	if e.probes == 0 {
+		dst = e.peer.State().ResolvedMAC()
+	}
+	e.asked = n.now()
+	e.probes++
+	src, _ := n.t.own.Load().SourceFor(target)
+	if target.Is4() {
+		n.sendARPRequest(e.peer, dst, src, target)
+		return
+	}
+	n.sendSolicitation(e.peer, dst, src, target)
+}
+
+func (n *neighbours) sendARPRequest(p *routing.Peer, dst encap.MAC, src, target netip.Addr) {
+	if dst.IsZero() {
+		dst = encap.Broadcast
+	}
+	if !src.IsValid() {
+		src = netip.IPv4Unspecified() // a probe, RFC 5227
+	}
+	a := encap.ARP{Op: encap.ARPRequest, SenderMAC: n.t.rules.MAC, SenderIP: src, TargetIP: target}
+	if n.send(p, dst, encap.KindARP, a.Append) {
+		n.t.slow.generated.arpRequests.Add(1)
+	}
+}
+
+func (n *neighbours) sendSolicitation(p *routing.Peer, dst encap.MAC, src, target netip.Addr) {
+	group := encap.SolicitedNode(target)
+	if dst.IsZero() {
+		dst = encap.MulticastMAC(group)
+	}
+	nd := encap.ND{Type: encap.NeighbourSolicitation, Src: src, Dst: group, Target: target, LinkAddr: n.t.rules.MAC}
+	if !src.IsValid() {
+		// RFC 4861 section 4.3: without a source address there is no source link-layer option.
+		nd.Src, nd.LinkAddr = netip.IPv6Unspecified(), encap.MAC{}
+	}
+	if n.send(p, dst, encap.KindIPv6, nd.Append) {
+		n.t.slow.generated.solicitations.Add(1)
+	}
+}
+
+// consume takes in an ARP or neighbour discovery packet from a known peer, and answers it when it asks for one of our
+// addresses. The reason is not None when the packet is malformed.
+func (n *neighbours) consume(peer *routing.Peer, packet []byte, h *encap.Headers) encap.Reason {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if h.Kind == encap.KindARP {
+		a, r := encap.ParseARP(packet)
+		if r == encap.None {
+			n.consumeARP(peer, a)
+		}
+		return r
+	}
+	nd, r := encap.ParseND(packet, h)
+	if r == encap.None {
+		n.consumeND(peer, nd, h.Link.Src)
+	}
+	return r
+}
+
+func (n *neighbours) consumeARP(peer *routing.Peer, a encap.ARP) {
+	n.learn(a.SenderIP, peer, a.SenderMAC)
+	if a.Op != encap.ARPRequest || !n.t.own.Load().Has(a.TargetIP) || !n.mayAnswer() {
+		return
+	}
+	reply := encap.ARP{Op: encap.ARPReply, SenderMAC: n.t.rules.MAC, SenderIP: a.TargetIP, TargetMAC: a.SenderMAC, TargetIP: a.SenderIP}
+	if n.send(peer, a.SenderMAC, encap.KindARP, reply.Append) {
+		n.t.slow.generated.arpReplies.Add(1)
+	}
+}
+
+func (n *neighbours) consumeND(peer *routing.Peer, nd encap.ND, sender encap.MAC) {
+	if nd.Type == encap.NeighbourAdvertisement {
+		if nd.LinkAddr.IsZero() {
+			nd.LinkAddr = sender // RFC 4861 section 4.4: may be left out when the request was unicast
+		}
+		n.learn(nd.Target, peer, nd.LinkAddr)
+		return
+	}
+	if !nd.LinkAddr.IsZero() {
+		n.learn(nd.Src, peer, nd.LinkAddr)
+	}
+	if !n.t.own.Load().Has(nd.Target) || !n.mayAnswer() {
+		return
+	}
+	answer := encap.ND{
+		Type: encap.NeighbourAdvertisement, Src: nd.Target, Dst: nd.Src, Target: nd.Target,
+		LinkAddr: n.t.rules.MAC, Solicited: true, Override: true,
+	}
+	dst := nd.LinkAddr
+	if nd.Src.IsUnspecified() || dst.IsZero() {
+		// Duplicate address detection (RFC 4861 section 7.2.4): everyone is told.
+		answer.Dst, answer.Solicited = netip.IPv6LinkLocalAllNodes(), false
+		dst = encap.MulticastMAC(answer.Dst)
+	}
+	if n.send(peer, dst, encap.KindIPv6, answer.Append) {
+		n.t.slow.generated.advertisements.Add(1)
+	}
+}
+
+func (n *neighbours) mayAnswer() bool {
+	return n.answers.take(n.now(), answersPerSecond, answersPerSecond)
+}
+
+// learn notes that addr has mac, when addr is what a peer is asked for, from is that peer, and it is configured without
+// a MAC; then the packets that waited go out before any later one can see the MAC.
+func (n *neighbours) learn(addr netip.Addr, from *routing.Peer, mac encap.MAC) {
+	peer := n.t.table.Load().Lookup(addr)
+	if peer == nil || peer.Endpoint.Addr() != from.Endpoint.Addr() || mac == n.t.rules.MAC {
+		return
+	}
+	e := n.entries[peer.State()]
+	if target, ok := peer.ResolveAddr(); e == nil || !ok || target != addr {
+		return
+	}
+	e.probes, e.heard, e.used = 0, n.now(), peer.State().Totals().EncapPackets
+	for i := range e.queue {
+		n.release(peer, mac, &e.queue[i])
+	}
+	n.waiting -= len(e.queue)
+	e.queue = nil
+	peer.State().SetResolvedMAC(mac)
+}
+
+// release sends one packet that waited.
+func (n *neighbours) release(peer *routing.Peer, mac encap.MAC, held *heldPacket) {
+	codec := n.t.rules.Codec
+	whole := held.buf[Headroom-codec.Headroom():]
+	packet := held.buf[Headroom:]
+	link := encap.Link{Src: n.t.rules.MAC, Dst: mac}
+	if r := codec.Encap(whole[:codec.Headroom()], packet, &held.headers, link); r != encap.None {
+		n.count.drop(r, 1)
+		return
+	}
+	n.dgram[0] = n.t.datagram(whole, &held.headers, peer.Endpoint)
+	n.sender.Send(n.dgram[:])
+	if r := n.dgram[0].Reason; r != encap.None {
+		n.count.drop(r, 1)
+		return
+	}
+	n.count.delivered.Add(1)
+	n.count.bytes.Add(uint64(len(packet)))
+	c := peer.State().Counters(n.t.slowWorker())
+	c.EncapPackets.Add(1)
+	c.EncapBytes.Add(uint64(len(packet)))
+}
+
+// send encapsulates what appendTo appends and sends it to p.
+func (n *neighbours) send(p *routing.Peer, dst encap.MAC, kind encap.Kind, appendTo func([]byte) []byte) bool {
+	codec := n.t.rules.Codec
+	n.buf = slices.Grow(n.buf[:0], codec.Headroom())[:codec.Headroom()]
+	n.buf = appendTo(n.buf)
+	header, packet := n.buf[:codec.Headroom()], n.buf[codec.Headroom():]
+	h := encap.Headers{Kind: kind, Link: encap.Link{Src: n.t.rules.MAC, Dst: dst}}
+	if codec.Encap(header, packet, &h, h.Link) != encap.None {
+		return false
+	}
+	n.dgram[0] = Datagram{Data: n.buf, Remote: p.Endpoint, Flow: h.FlowHash()}
+	n.sender.Send(n.dgram[:])
+	return n.dgram[0].Reason == encap.None
+}

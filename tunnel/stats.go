@@ -1,0 +1,61 @@
+package tunnel
+
+import (
+	"time"
+
+	"github.com/vxlane/vxlane/routing"
+)
+
+// Stats is a tunnel's counters, added up over its workers.
+type Stats struct {
+	Encap     Flow      `json:"encap"`
+	Decap     Flow      `json:"decap"`
+	Generated Generated `json:"generated"`
+}
+
+// Stats adds up the counters. They are read while they move: sums are exact once traffic rests.
+func (t *Tunnel) Stats() Stats {
+	var s Stats
+	for _, x := range t.transmitters {
+		s.Encap.add(x.count)
+	}
+	for _, x := range t.receivers {
+		s.Decap.add(x.count)
+	}
+	s.Encap.add(&t.neighbours.count)
+	s.Encap.Held = uint64(t.neighbours.held())
+	s.Encap.finish()
+	s.Decap.finish()
+	s.Generated = t.slow.generated.load()
+	return s
+}
+
+// PeerStatus is what is known of one peer now.
+type PeerStatus struct {
+	Peer  *routing.Peer
+	State NeighbourState
+	routing.PeerTotals
+	LastReceive time.Time // zero when nothing was received
+}
+
+// Up reports whether packets can be sent to the peer: its MAC is known, or none is needed.
+func (p PeerStatus) Up() bool { return p.State != NeighbourIncomplete && p.State != NeighbourStale }
+
+// PeerStatus returns every peer of the snapshot in force, in its order.
+func (t *Tunnel) PeerStatus() []PeerStatus {
+	peers := t.table.Load().Peers()
+	out := make([]PeerStatus, len(peers))
+	for i, p := range peers {
+		out[i] = PeerStatus{Peer: p, State: t.neighbours.state(p), PeerTotals: p.State().Totals()}
+		if sec := p.State().LastReceive(); sec > 0 {
+			out[i].LastReceive = time.Unix(sec, 0)
+		}
+	}
+	return out
+}
+
+// Started returns when the tunnel was made.
+func (t *Tunnel) Started() time.Time { return t.started }
+
+// Workers returns how many workers the tunnel has.
+func (t *Tunnel) Workers() int { return len(t.transmitters) }

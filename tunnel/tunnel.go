@@ -1,0 +1,142 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/routing"
+)
+
+// Config is what a tunnel needs to know beyond its two ends and its peers.
+type Config struct {
+	Framing      encap.Framing
+	VNI          encap.VNI
+	ReservedBits encap.ReservedBits
+	MAC          encap.MAC  // this VTEP's
+	Local        netip.Addr // our underlay address
+	Port         uint16     // our underlay port
+	MTU          int        // of the device, in bytes
+
+	TTLInherit bool  // outer TTL is the packet's; else the underlay's own
+	TOSInherit bool  // outer DSCP is the packet's; else that of TOS
+	TOS        uint8 // outer TOS when it is not inherited
+
+	OuterCheck bool // the outer source must be a peer's endpoint
+	InnerCheck bool // the inner source must be in the peer's allowed prefixes
+
+	Log *slog.Logger
+}
+
+// Tunnel moves packets between a device and an underlay.
+type Tunnel struct {
+	cfg      Config
+	rules    Rules
+	mtu      int
+	device   Device
+	underlay Underlay
+	table    *routing.Table
+	own      atomic.Pointer[Addresses]
+	hints    hints
+	log      *slog.Logger
+	started  time.Time
+
+	transmitters []*transmitter
+	receivers    []*receiver
+	neighbours   *neighbours
+	slow         slowPath
+}
+
+// slowPath is what workers share when they answer for the tunnel.
+type slowPath struct {
+	mu        sync.Mutex
+	buf       []byte
+	generated generated
+}
+
+// New returns a tunnel over device and underlay, which must have as many queues as receivers. It has no peers yet.
+// The ends stay the caller's to close.
+func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
+	codec, err := cfg.Framing.Codec(cfg.VNI, cfg.ReservedBits)
+	if err != nil {
+		return nil, err
+	}
+	queues, receivers := device.Queues(), underlay.Receivers()
+	if len(queues) == 0 || len(queues) != len(receivers) {
+		return nil, fmt.Errorf("new tunnel: %d queues and %d receivers: want as many of each, at least one", len(queues), len(receivers))
+	}
+	t := &Tunnel{
+		cfg: cfg, mtu: cfg.MTU, device: device, underlay: underlay, log: cfg.Log, started: time.Now(),
+		rules: Rules{
+			Codec: codec, Ethernet: cfg.Framing == encap.FramingVXLAN, MAC: cfg.MAC,
+			Local: cfg.Local, Port: cfg.Port, OuterCheck: cfg.OuterCheck, InnerCheck: cfg.InnerCheck,
+		},
+		table: routing.NewTable(len(queues) + 1), // one share more: packets that waited for a MAC
+	}
+	if t.log == nil {
+		t.log = slog.New(slog.DiscardHandler)
+	}
+	t.own.Store(NewAddresses(nil))
+	for i, q := range queues {
+		t.transmitters = append(t.transmitters, newTransmitter(t, i, q, underlay.NewSender()))
+		t.receivers = append(t.receivers, newReceiver(t, i, q, receivers[i]))
+	}
+	t.neighbours = newNeighbours(t, underlay.NewSender())
+	return t, nil
+}
+
+// slowWorker is the index of the counters that packets released by the neighbour table are booked under.
+func (t *Tunnel) slowWorker() int { return len(t.transmitters) }
+
+func (t *Tunnel) view() View { return View{Peers: t.table.Load(), Own: t.own.Load()} }
+
+// SetPeers replaces the whole set of peers, or refuses it with an error that names what clashes, and nothing changes.
+func (t *Tunnel) SetPeers(peers []routing.Peer) (routing.Change, error) {
+	snapshot, err := routing.NewSnapshot(peers)
+	if err != nil {
+		return routing.Change{}, err
+	}
+	change := t.table.Apply(snapshot)
+	t.neighbours.synchronise(snapshot)
+	return change, nil
+}
+
+// Peers returns the snapshot in force.
+func (t *Tunnel) Peers() *routing.Snapshot { return t.table.Load() }
+
+// SetAddresses tells the tunnel which addresses this host has on the device: those it answers ARP and neighbour
+// solicitations for.
+func (t *Tunnel) SetAddresses(prefixes []netip.Prefix) { t.own.Store(NewAddresses(prefixes)) }
+
+// Run moves packets until ctx ends or an end fails, and returns once every worker has stopped. To let it return, it
+// closes both ends.
+func (t *Tunnel) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failures := make(chan error, 2*len(t.transmitters))
+	var workers sync.WaitGroup
+	for i := range t.transmitters {
+		workers.Go(func() { failures <- t.transmitters[i].run() })
+		workers.Go(func() { failures <- t.receivers[i].run() })
+	}
+	workers.Go(func() { t.neighbours.run(ctx) })
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failures:
+		if err == nil {
+			err = errors.New("an end of the tunnel was closed")
+		}
+	}
+	cancel()
+	closeErr := errors.Join(t.device.Close(), t.underlay.Close())
+	workers.Wait()
+	return errors.Join(err, closeErr)
+}

@@ -1,0 +1,332 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// DFPolicy is what the outer header's don't-fragment bit follows.
+type DFPolicy int
+
+// The policies, in the words of ip-link(8).
+const (
+	DFUnset DFPolicy = iota
+	DFSet
+	DFInherit
+)
+
+// UDPConfig describes the sockets of an underlay.
+type UDPConfig struct {
+	Local     netip.Addr
+	Port      uint16
+	Receivers int // one for each worker
+
+	SourceLow, SourceHigh uint16 // range of ports that datagrams are sent from, both included
+	Buckets               int    // how many ports of it to use
+
+	TTL           uint8 // 0: the system's
+	TOS           uint8 // for datagrams that set none
+	DF            DFPolicy
+	NoChecksum    bool // IPv4: send without UDP checksum
+	NoChecksum6TX bool // IPv6: send without UDP checksum
+	NoChecksum6RX bool // IPv6: accept datagrams without UDP checksum
+}
+
+// UDP is an underlay of plain UDP sockets. Datagrams are received on one port, by as many sockets as there are workers:
+// the kernel spreads outer flows over them (SO_REUSEPORT). They are sent from one socket for each bucket of source
+// ports, so that routers and receivers can tell flows apart (RFC 7348 section 5).
+type UDP struct {
+	cfg       UDPConfig
+	receivers []Receiver
+	files     []*os.File // of the receivers
+	sockets   []int      // of the senders: Buckets, then, with DFInherit, as many with the bit set
+	senders   []*udpSender
+	closed    atomic.Bool
+}
+
+const (
+	receiveBuffer = 8 << 20
+	sendBuffer    = 4 << 20
+)
+
+// OpenUDP opens the sockets.
+func OpenUDP(cfg UDPConfig) (*UDP, error) {
+	u := &UDP{cfg: cfg}
+	if err := u.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open underlay %s port %d: %w", cfg.Local, cfg.Port, err), u.Close(), u.CloseSenders())
+	}
+	return u, nil
+}
+
+func (u *UDP) open() error {
+	if err := u.claimPort(); err != nil {
+		return err
+	}
+	for range u.cfg.Receivers {
+		fd, err := u.receiveSocket()
+		if err != nil {
+			return err
+		}
+		file := os.NewFile(uintptr(fd), "underlay")
+		u.files = append(u.files, file)
+		r, err := newUDPReceiver(file, &u.closed)
+		if err != nil {
+			return err
+		}
+		u.receivers = append(u.receivers, r)
+	}
+	return u.openSenders()
+}
+
+// claimPort finds out whether someone has the port: the receivers, which share it among themselves with SO_REUSEPORT,
+// would share it with any other process that does.
+func (u *UDP) claimPort() error {
+	fd, err := u.socket()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return u.bind(fd, u.cfg.Port)
+}
+
+func (u *UDP) receiveSocket() (int, error) {
+	fd, err := u.socket()
+	if err != nil {
+		return -1, err
+	}
+	err = errors.Join(
+		setOption(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1, "SO_REUSEPORT"),
+		setOption(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1, "SO_RXQ_OVFL"),
+		setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receiveBuffer),
+	)
+	if u.cfg.Local.Is4() {
+		err = errors.Join(err, setOption(fd, unix.IPPROTO_IP, unix.IP_RECVTOS, 1, "IP_RECVTOS"))
+	} else {
+		err = errors.Join(err, setOption(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1, "IPV6_RECVTCLASS"))
+		if u.cfg.NoChecksum6RX {
+			err = errors.Join(err, setOption(fd, unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1, "UDP_NO_CHECK6_RX"))
+		}
+	}
+	if err == nil {
+		err = u.bind(fd, u.cfg.Port)
+	}
+	if err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// openSenders binds a socket in each of Buckets stretches of the source port range, at the first port that is free.
+func (u *UDP) openSenders() error {
+	width := int(u.cfg.SourceHigh) - int(u.cfg.SourceLow) + 1
+	buckets := min(u.cfg.Buckets, width)
+	df := []bool{u.cfg.DF == DFSet}
+	if u.cfg.DF == DFInherit {
+		df = []bool{false, true}
+	}
+	for _, set := range df {
+		for b := range buckets {
+			low, high := width*b/buckets, width*(b+1)/buckets
+			fd, err := u.sendSocket(int(u.cfg.SourceLow)+low, int(u.cfg.SourceLow)+high, set)
+			if err != nil {
+				return err
+			}
+			u.sockets = append(u.sockets, fd)
+		}
+	}
+	return nil
+}
+
+// sendSocket opens a socket at the first free port in [low, high).
+func (u *UDP) sendSocket(low, high int, df bool) (int, error) {
+	fd, err := u.socket()
+	if err != nil {
+		return -1, err
+	}
+	if err = u.prepareSender(fd, df); err == nil {
+		for port := low; port < high; port++ {
+			if err = u.bind(fd, uint16(port)); !errors.Is(err, unix.EADDRINUSE) {
+				break
+			}
+		}
+	}
+	if err != nil {
+		return -1, errors.Join(fmt.Errorf("source ports %d-%d: %w", low, high-1, err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+func (u *UDP) prepareSender(fd int, df bool) error {
+	// Nothing is ever read from this socket: let the kernel drop what is sent to it, before it can pile up.
+	none := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0}
+	program := unix.SockFprog{Len: 1, Filter: &none}
+	err := errors.Join(
+		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program),
+		setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, sendBuffer),
+	)
+	if u.cfg.Local.Is4() {
+		return errors.Join(err, u.prepareSender4(fd, df))
+	}
+	return errors.Join(err, u.prepareSender6(fd, df))
+}
+
+func (u *UDP) prepareSender4(fd int, df bool) error {
+	discover := unix.IP_PMTUDISC_DONT
+	if df {
+		discover = unix.IP_PMTUDISC_DO
+	}
+	err := errors.Join(
+		setOption(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, discover, "IP_MTU_DISCOVER"),
+		setOption(fd, unix.IPPROTO_IP, unix.IP_TOS, int(u.cfg.TOS), "IP_TOS"),
+	)
+	if u.cfg.TTL != 0 {
+		err = errors.Join(err, setOption(fd, unix.IPPROTO_IP, unix.IP_TTL, int(u.cfg.TTL), "IP_TTL"))
+	}
+	if u.cfg.NoChecksum {
+		err = errors.Join(err, setOption(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1, "SO_NO_CHECK"))
+	}
+	return err
+}
+
+func (u *UDP) prepareSender6(fd int, df bool) error {
+	discover := unix.IPV6_PMTUDISC_DONT
+	if df {
+		discover = unix.IPV6_PMTUDISC_DO
+	}
+	err := errors.Join(
+		setOption(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, discover, "IPV6_MTU_DISCOVER"),
+		setOption(fd, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, int(u.cfg.TOS), "IPV6_TCLASS"),
+	)
+	if u.cfg.TTL != 0 {
+		err = errors.Join(err, setOption(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, int(u.cfg.TTL), "IPV6_UNICAST_HOPS"))
+	}
+	if u.cfg.NoChecksum6TX {
+		err = errors.Join(err, setOption(fd, unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_TX, 1, "UDP_NO_CHECK6_TX"))
+	}
+	return err
+}
+
+func (u *UDP) socket() (int, error) {
+	family := unix.AF_INET
+	if u.cfg.Local.Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+	if err != nil {
+		return -1, fmt.Errorf("open socket: %w", err)
+	}
+	return fd, nil
+}
+
+func (u *UDP) bind(fd int, port uint16) error {
+	var sa unix.Sockaddr = &unix.SockaddrInet6{Addr: u.cfg.Local.As16(), Port: int(port)}
+	if u.cfg.Local.Is4() {
+		sa = &unix.SockaddrInet4{Addr: u.cfg.Local.As4(), Port: int(port)}
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		return fmt.Errorf("bind: %w", err)
+	}
+	return nil
+}
+
+func setOption(fd, level, option, value int, name string) error {
+	if err := unix.SetsockoptInt(fd, level, option, value); err != nil {
+		return fmt.Errorf("set socket option %s to %d: %w", name, value, err)
+	}
+	return nil
+}
+
+// setBuffer sets a buffer size past the system's limit where it may, up to the limit where it may not.
+func setBuffer(fd, force, plain, size int) error {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) == nil {
+		return nil
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, size); err != nil {
+		return fmt.Errorf("set socket buffer to %d bytes: %w", size, err)
+	}
+	return nil
+}
+
+// NewSender implements Underlay.
+func (u *UDP) NewSender() Sender {
+	buckets := len(u.sockets)
+	if u.cfg.DF == DFInherit {
+		buckets /= 2
+	}
+	s := newUDPSender(u.sockets, buckets, u.cfg.TOS, u.cfg.Local.Is4())
+	u.senders = append(u.senders, s)
+	return s
+}
+
+// Receivers implements Underlay.
+func (u *UDP) Receivers() []Receiver { return u.receivers }
+
+// SourcePorts returns the ports that datagrams are sent from.
+func (u *UDP) SourcePorts() []uint16 {
+	ports := make([]uint16, 0, len(u.sockets))
+	for _, fd := range u.sockets {
+		switch sa, _ := unix.Getsockname(fd); sa := sa.(type) {
+		case *unix.SockaddrInet4:
+			ports = append(ports, uint16(sa.Port))
+		case *unix.SockaddrInet6:
+			ports = append(ports, uint16(sa.Port))
+		}
+	}
+	return ports
+}
+
+// Close implements Underlay. Senders must have stopped, or stop on their next call.
+func (u *UDP) Close() error {
+	u.closed.Store(true)
+	var errs []error
+	for _, f := range u.files {
+		if err := f.Close(); !errors.Is(err, os.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// CloseSenders closes the sockets that datagrams are sent from, once no sender is in use any more.
+func (u *UDP) CloseSenders() error {
+	var errs []error
+	for _, fd := range u.sockets {
+		errs = append(errs, unix.Close(fd))
+	}
+	u.sockets = nil
+	return errors.Join(errs...)
+}
+
+// Counts is what the sockets and the device tell of their system calls.
+type Counts struct {
+	Syscalls       map[string]uint64 // by call
+	QueueOverflows uint64            // datagrams that found the receive buffer full (SO_RXQ_OVFL)
+	DeviceErrors   map[string]uint64 // by errno
+}
+
+// AddTo adds the underlay's counts to c.
+func (u *UDP) AddTo(c *Counts) {
+	for _, s := range u.senders {
+		c.Syscalls["sendmmsg"] += s.calls.Load()
+	}
+	for _, r := range u.receivers {
+		r := r.(*udpReceiver)
+		c.Syscalls["recvmmsg"] += r.calls.Load()
+		c.QueueOverflows += r.overflows()
+	}
+}
+
+// AddTo adds the device's counts to c.
+func (t *TUN) AddTo(c *Counts) {
+	for _, q := range t.queues {
+		q := q.(*tunQueue)
+		c.Syscalls["read"] += q.reads.Load()
+		c.Syscalls["writev"] += q.writes.Load()
+		q.errnos.addTo(c.DeviceErrors)
+	}
+}

@@ -1,0 +1,218 @@
+package tunnel
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vxlane/vxlane/encap"
+)
+
+// loopbackConfig returns the configuration of an underlay on a loopback port that was free a moment ago.
+func loopbackConfig(tb testing.TB, receivers int) UDPConfig {
+	tb.Helper()
+	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	port := c.LocalAddr().(*net.UDPAddr).Port
+	if err := c.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return UDPConfig{
+		Local: netip.MustParseAddr("127.0.0.1"), Port: uint16(port), Receivers: receivers,
+		SourceLow: 32768, SourceHigh: 60999, Buckets: 16, TTL: 64,
+	}
+}
+
+func openUDP(t *testing.T, cfg UDPConfig) *UDP {
+	t.Helper()
+	u, err := OpenUDP(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(u.Close(), u.CloseSenders()); err != nil {
+			t.Error(err)
+		}
+	})
+	return u
+}
+
+func TestDatagramsArriveAsSent(t *testing.T) {
+	for _, local := range []string{"127.0.0.1", "::1"} {
+		cfg := loopbackConfig(t, 1)
+		cfg.Local = netip.MustParseAddr(local)
+		u := openUDP(t, cfg)
+		sent := []Datagram{
+			{Data: []byte("plain"), Flow: 1},
+			{Data: []byte("congested"), TOS: 0xb8 | encap.CE, Flow: 1},
+			{Data: bytes.Repeat([]byte("x"), 60000), Flow: 1},
+			{Data: nil, TTL: 3, Flow: 1},
+		}
+		for i := range sent {
+			sent[i].Remote = netip.AddrPortFrom(cfg.Local, cfg.Port)
+		}
+		u.NewSender().Send(sent)
+		batch := make([]Datagram, BatchSize)
+		for got := 0; got < len(sent); {
+			n, err := u.Receivers()[0].Receive(batch)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range batch[:n] {
+				want := sent[got]
+				if !bytes.Equal(d.Data, want.Data) || d.TOS != want.TOS || d.Remote.Addr() != cfg.Local || !slices.Contains(u.SourcePorts(), d.Remote.Port()) {
+					t.Errorf("%s: datagram %d arrived as %d bytes, TOS %#x, from %s", local, got, len(d.Data), d.TOS, d.Remote)
+				}
+				got++
+			}
+		}
+	}
+}
+
+// A flow keeps its port; many flows use many ports, all of the range.
+func TestSourcePortsFollowFlows(t *testing.T) {
+	cfg := loopbackConfig(t, 1)
+	cfg.SourceLow, cfg.SourceHigh, cfg.Buckets = 40000, 40063, 8
+	u := openUDP(t, cfg)
+	if ports := u.SourcePorts(); len(ports) != 8 || slices.Min(ports) < 40000 || slices.Max(ports) > 40063 {
+		t.Fatalf("ports %v", ports)
+	}
+	sender, ports := u.NewSender(), make(map[uint32]uint16)
+	batch := make([]Datagram, BatchSize)
+	for round := range 3 {
+		for flow := range uint32(32) {
+			d := []Datagram{{Data: []byte("x"), Remote: netip.AddrPortFrom(cfg.Local, cfg.Port), Flow: flow * 0x9e3779b9}}
+			sender.Send(d)
+			if n, err := u.Receivers()[0].Receive(batch); n != 1 || err != nil {
+				t.Fatal(n, err)
+			}
+			port := batch[0].Remote.Port()
+			if round > 0 && ports[flow] != port {
+				t.Errorf("flow %d: port %d, was %d", flow, port, ports[flow])
+			}
+			ports[flow] = port
+		}
+	}
+	used := make(map[uint16]bool)
+	for _, p := range ports {
+		used[p] = true
+	}
+	if len(used) < 6 {
+		t.Errorf("32 flows use %d of 8 ports", len(used))
+	}
+}
+
+func TestFewerPortsThanBuckets(t *testing.T) {
+	cfg := loopbackConfig(t, 1)
+	cfg.SourceLow, cfg.SourceHigh, cfg.Buckets = 41000, 41002, 16
+	if ports := openUDP(t, cfg).SourcePorts(); len(ports) != 3 {
+		t.Errorf("ports %v of a range of three", ports)
+	}
+}
+
+// A port that someone has is refused, also when both sides would share it (SO_REUSEPORT).
+func TestTakenPortIsRefused(t *testing.T) {
+	cfg := loopbackConfig(t, 2)
+	openUDP(t, cfg)
+	if u, err := OpenUDP(cfg); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("opened twice: %v, %v", u, err)
+	}
+}
+
+func TestAddressOfAnotherHostIsRefused(t *testing.T) {
+	cfg := loopbackConfig(t, 1)
+	cfg.Local = netip.MustParseAddr("192.0.2.1")
+	if _, err := OpenUDP(cfg); !errors.Is(err, unix.EADDRNOTAVAIL) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Too large for any datagram, and too large for a path that may not fragment.
+func TestTooBig(t *testing.T) {
+	for _, df := range []DFPolicy{DFUnset, DFSet, DFInherit} {
+		cfg := loopbackConfig(t, 1)
+		cfg.DF = df
+		u := openUDP(t, cfg)
+		d := []Datagram{{Data: make([]byte, 65508), Remote: netip.AddrPortFrom(cfg.Local, cfg.Port), DF: true}}
+		u.NewSender().Send(d)
+		if d[0].Reason != encap.PktTooBig || d[0].Sent != 0 {
+			t.Errorf("policy %d: %+v", df, d[0].Reason)
+		}
+	}
+}
+
+func TestCloseEndsReceive(t *testing.T) {
+	u := openUDP(t, loopbackConfig(t, 1))
+	done := make(chan error)
+	go func() {
+		_, err := u.Receivers()[0].Receive(make([]Datagram, 1))
+		done <- err
+	}()
+	if err := u.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; !errors.Is(err, ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Flows from different ports are spread over the receivers, and each stays with one.
+func TestReceiversShareThePort(t *testing.T) {
+	u := openUDP(t, loopbackConfig(t, 2))
+	sender := u.NewSender()
+	const flows, rounds = 64, 3
+	for range rounds {
+		for flow := range uint32(flows) {
+			sender.Send([]Datagram{{Data: []byte{byte(flow)}, Remote: netip.AddrPortFrom(u.cfg.Local, u.cfg.Port), Flow: flow * 0x9e3779b9}})
+		}
+	}
+	seen := make(map[uint16]int)
+	total := 0
+	for i, r := range u.Receivers() {
+		batch := make([]Datagram, BatchSize)
+		got := 0
+		for pending(t, u, i) {
+			n, err := r.Receive(batch)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range batch[:n] {
+				if at, ok := seen[d.Remote.Port()]; ok && at != i {
+					t.Errorf("port %d came to receivers %d and %d", d.Remote.Port(), at, i)
+				}
+				seen[d.Remote.Port()] = i
+			}
+			got += n
+		}
+		total += got
+	}
+	if total != flows*rounds {
+		t.Errorf("%d of %d datagrams arrived", total, flows*rounds)
+	}
+}
+
+// pending reports whether receiver i has something to read.
+func pending(t *testing.T, u *UDP, i int) bool {
+	t.Helper()
+	conn, err := u.files[i].SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready := false
+	err = conn.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, _ := unix.Poll(fds, 0)
+		ready = n == 1
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ready
+}

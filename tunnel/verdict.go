@@ -1,0 +1,178 @@
+package tunnel
+
+import (
+	"net/netip"
+
+	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/routing"
+)
+
+// Rules are what verdicts depend on and never changes while a tunnel runs.
+type Rules struct {
+	Codec      encap.Codec
+	Ethernet   bool       // the codec's packets travel in Ethernet frames
+	MAC        encap.MAC  // this VTEP's, with Ethernet
+	Local      netip.Addr // our underlay address
+	Port       uint16     // our underlay port
+	OuterCheck bool
+	InnerCheck bool
+}
+
+// View is what verdicts depend on and may change between batches. Both parts are immutable.
+type View struct {
+	Peers *routing.Snapshot
+	Own   *Addresses
+}
+
+// Verdict says what happens to a packet.
+type Verdict struct {
+	// Peer is where the packet goes to (transmit) or came from (receive). It is nil when it is not known.
+	Peer *routing.Peer
+	// Reason is why the packet is dropped; encap.None when it is not.
+	Reason encap.Reason
+	// Consumed: the packet is for the VTEP itself (ARP, neighbour discovery), not for the device.
+	Consumed bool
+}
+
+func drop(r encap.Reason) Verdict { return Verdict{Reason: r} }
+
+// DecideTransmit says what happens to a packet that the device gave. h receives the packet parsed. It changes nothing
+// else: the loop, the trace command and the fuzzers share it.
+func DecideTransmit(rules *Rules, view View, packet []byte, h *encap.Headers) Verdict {
+	if r := encap.ParseIP(packet, h); r != encap.None {
+		return drop(r)
+	}
+	if !rules.Ethernet && h.Kind != encap.KindIPv4 {
+		return drop(encap.NotIP)
+	}
+	if h.HasPorts && h.Proto == encap.ProtoUDP && view.Peers.IsEndpoint(h.Dst, h.DstPort) {
+		return drop(encap.NestedTunnel)
+	}
+	peer := view.Peers.Lookup(h.Dst)
+	if peer == nil {
+		return drop(encap.NoTXTarget)
+	}
+	return Verdict{Peer: peer}
+}
+
+// DecideReceive says what happens to a datagram from outer, an underlay address. h receives the packet in it parsed;
+// packet is a part of datagram, nil when there is none to speak of. It changes nothing else.
+func DecideReceive(rules *Rules, view View, datagram []byte, outer netip.Addr, h *encap.Headers) (packet []byte, v Verdict) {
+	packet, r := rules.Codec.Decap(datagram, h)
+	peer := view.Peers.LookupSource(outer)
+	if r == encap.None && peer == nil && rules.OuterCheck {
+		r = encap.PeerUnknown
+	}
+	if r == encap.None && rules.Ethernet {
+		r = checkFrame(rules, h)
+	}
+	if r != encap.None {
+		return nil, Verdict{Peer: peer, Reason: r}
+	}
+	if h.Kind == encap.KindARP || encap.IsND(packet, h) {
+		return packet, decideNeighbour(peer)
+	}
+	return packet, decideInner(rules, view, outer, peer, h)
+}
+
+// decideNeighbour: ARP and neighbour discovery are the VTEP's own business, but an unknown source gets no answer.
+func decideNeighbour(peer *routing.Peer) Verdict {
+	if peer == nil {
+		return drop(encap.PeerUnknown)
+	}
+	return Verdict{Peer: peer, Consumed: true}
+}
+
+// checkFrame judges the Ethernet header of a received frame as a host's network card would.
+func checkFrame(rules *Rules, h *encap.Headers) encap.Reason {
+	switch {
+	case !h.Link.Src.IsUnicast():
+		return encap.MACInvalidSource
+	case h.Link.Src == rules.MAC:
+		return encap.LocalMAC
+	case h.Link.Dst != rules.MAC && !h.Link.Dst.IsGroup():
+		return encap.OtherHost
+	case h.VLANs > 0, h.Kind == encap.KindOther:
+		return encap.NotIP
+	}
+	return encap.None
+}
+
+// decideInner judges the addresses of a received IP packet. peer is who the outer source is, nil when that is unknown.
+func decideInner(rules *Rules, view View, outer netip.Addr, peer *routing.Peer, h *encap.Headers) Verdict {
+	if isMartian(h.Src) || h.Src == rules.Local || view.Own.Has(h.Src) {
+		return Verdict{Peer: peer, Reason: encap.InnerMartian}
+	}
+	if reachesOwnSocket(rules, h) {
+		return Verdict{Peer: peer, Reason: encap.NestedTunnel}
+	}
+	if !rules.InnerCheck {
+		return Verdict{Peer: peer}
+	}
+	from := view.Peers.Lookup(h.Src)
+	if from == nil || peer != nil && from.Endpoint.Addr() != outer {
+		return Verdict{Peer: peer, Reason: encap.InnerSourceNotAllowed}
+	}
+	return Verdict{Peer: from}
+}
+
+// reachesOwnSocket reports whether a packet is a datagram for our own socket, or may be one: its transport header could
+// not be found.
+func reachesOwnSocket(rules *Rules, h *encap.Headers) bool {
+	if h.Dst != rules.Local {
+		return false
+	}
+	if h.HasPorts {
+		return h.Proto == encap.ProtoUDP && h.DstPort == rules.Port
+	}
+	return h.L4 == 0 && !h.Fragment
+}
+
+// isMartian reports whether no packet can have a as its source (RFC 1812 section 5.3.7, RFC 4291 section 2.7).
+func isMartian(a netip.Addr) bool {
+	return a.IsMulticast() || a.IsLoopback() || a.IsUnspecified() || a.Is4In6() || a == broadcastIPv4
+}
+
+var broadcastIPv4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// Addresses is an immutable set of this host's addresses on the device, in the order of the kernel's list.
+type Addresses struct {
+	prefixes []netip.Prefix
+	set      map[netip.Addr]struct{}
+}
+
+// NewAddresses returns the set of the addresses in prefixes.
+func NewAddresses(prefixes []netip.Prefix) *Addresses {
+	a := &Addresses{prefixes: prefixes, set: make(map[netip.Addr]struct{}, len(prefixes))}
+	for _, p := range prefixes {
+		a.set[p.Addr()] = struct{}{}
+	}
+	return a
+}
+
+// Has reports whether addr is one of them. The nil set has none.
+func (a *Addresses) Has(addr netip.Addr) bool {
+	if a == nil {
+		return false
+	}
+	_, ok := a.set[addr]
+	return ok
+}
+
+// SourceFor returns the address to speak to dst with: one whose prefix holds dst, else one of the same family, global
+// before link-local.
+func (a *Addresses) SourceFor(dst netip.Addr) (best netip.Addr, ok bool) {
+	if a == nil {
+		return netip.Addr{}, false
+	}
+	for _, p := range a.prefixes {
+		switch {
+		case p.Addr().Is4() != dst.Is4():
+		case p.Contains(dst):
+			return p.Addr(), true
+		case !best.IsValid() || best.IsLinkLocalUnicast():
+			best = p.Addr()
+		}
+	}
+	return best, best.IsValid()
+}
