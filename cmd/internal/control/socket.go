@@ -1,0 +1,106 @@
+// Package control is how commands reach a running tunnel: HTTP with JSON over a unix socket that only its owner may open.
+package control
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// Dir is where sockets are.
+const Dir = "/run/vxlane"
+
+// SocketPath returns the path of the socket for a device in this process's network namespace.
+func SocketPath(device string) (string, error) {
+	inode, err := namespaceInode()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(Dir, fmt.Sprintf("%s@%d.sock", device, inode)), nil
+}
+
+// namespaceInode identifies the network namespace: devices in two of them may share a name.
+func namespaceInode() (uint64, error) {
+	const self = "/proc/thread-self/ns/net"
+	info, err := os.Stat(self)
+	if err != nil {
+		return 0, fmt.Errorf("find network namespace: %w", err)
+	}
+	sys, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, fmt.Errorf("find network namespace: %s has no inode", self)
+	}
+	return sys.Ino, nil
+}
+
+// ErrNotRunning says that nothing answers where a tunnel should.
+var ErrNotRunning = errors.New("no vxlane is running here")
+
+// Find returns the sockets of tunnels in this network namespace; device narrows them down when it is not empty.
+func Find(device string) ([]string, error) {
+	inode, err := namespaceInode()
+	if err != nil {
+		return nil, err
+	}
+	if device == "" {
+		device = "*"
+	}
+	paths, err := filepath.Glob(filepath.Join(Dir, fmt.Sprintf("%s@%d.sock", device, inode)))
+	if err != nil {
+		return nil, fmt.Errorf("look for sockets: %w", err)
+	}
+	if len(paths) == 0 {
+		return nil, fmt.Errorf("look for a socket in %s: %w: start a tunnel with vxlane up, or name its socket with --socket", Dir, ErrNotRunning)
+	}
+	return paths, nil
+}
+
+// Listen opens the socket at path, mode 0600, and makes its directory. A socket that a killed process left is replaced;
+// one that answers is not.
+func Listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("make directory of control socket: %w: choose a place that can be written with --socket", err)
+	}
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+	old := syscall.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	syscall.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("open control socket: %w", err)
+	}
+	return l, nil
+}
+
+// Sweep removes the sockets in Dir that killed processes left.
+func Sweep() {
+	paths, err := filepath.Glob(filepath.Join(Dir, "*@*.sock"))
+	if err != nil {
+		return
+	}
+	for _, p := range paths {
+		if device, _, ok := strings.Cut(filepath.Base(p), "@"); ok && device != "" {
+			_ = removeStale(p) // one in use stays
+		}
+	}
+}
+
+// removeStale removes a socket that nobody listens on. It is an error that somebody does.
+func removeStale(path string) error {
+	conn, err := net.Dial("unix", path)
+	switch {
+	case err == nil:
+		_ = conn.Close()
+		return fmt.Errorf("open control socket %s: %w: a tunnel answers there already; stop it first, or choose another device name", path, syscall.EADDRINUSE)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove stale control socket: %w", err)
+		}
+	}
+	return nil
+}

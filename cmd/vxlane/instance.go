@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vxlane/vxlane/cmd/internal/control"
+	"github.com/vxlane/vxlane/cmd/internal/vtep"
+	"github.com/vxlane/vxlane/routing/static"
+	"github.com/vxlane/vxlane/tunnel"
+)
+
+// instance is one running tunnel, as its control socket shows it.
+type instance struct {
+	service *service
+	index   int
+	vtep    *vtep.VTEP
+	source  *static.Source // nil when the configuration came from flags
+	socket  net.Listener
+
+	mu     sync.Mutex
+	ready  bool
+	reload reloadStatus
+}
+
+// reloadStatus is what became of reading the configuration.
+type reloadStatus struct {
+	last, success time.Time
+	err           error
+}
+
+func newInstance(s *service, index int, v *vtep.VTEP) *instance {
+	now := time.Now()
+	in := &instance{service: s, index: index, vtep: v, reload: reloadStatus{last: now, success: now}}
+	if s.file != "" {
+		in.source = static.NewSource(s.file, index, s.config, s.log, in.noteReload)
+	}
+	return in
+}
+
+func (in *instance) listen(path string) (err error) {
+	if path == "" {
+		if path, err = control.SocketPath(in.vtep.Config.Device.Name); err != nil {
+			return err
+		}
+	}
+	in.socket, err = control.Listen(path)
+	return err
+}
+
+func (in *instance) noteReload(st static.Status) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.reload.last, in.reload.err = st.At, st.Err
+	if st.Err == nil {
+		in.reload.success = st.At
+	}
+}
+
+func (in *instance) reloadStatus() reloadStatus {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.reload
+}
+
+func (in *instance) setReady() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.ready = true
+}
+
+var _ control.Handler = (*instance)(nil)
+
+// Status implements control.Handler.
+func (in *instance) Status() control.Status {
+	v := in.vtep
+	s := control.Status{
+		Schema: control.SchemaStatus, Version: version(), PID: os.Getpid(), Started: v.Tunnel.Started(),
+		Device:      control.DeviceStatus{Device: v.Config.Device, Up: v.IsUp(), AddressesNow: []string{}},
+		Underlay:    control.UnderlayStatus{Underlay: v.Config.Underlay, Device: v.UnderlayName, MTU: v.UnderlayMTU, SourcesUsed: v.SourcePorts},
+		Tier:        tunnel.TierPortable,
+		HostChanges: []string{}, Degraded: []string{},
+		Capabilities: v.Capabilities(),
+	}
+	addrs, err := v.Addresses()
+	if err != nil {
+		s.Degraded = append(s.Degraded, err.Error())
+	}
+	for _, a := range addrs {
+		s.Device.AddressesNow = append(s.Device.AddressesNow, a.String())
+	}
+	for _, p := range v.Tunnel.PeerStatus() {
+		s.Peers.Total++
+		if p.Up() {
+			s.Peers.Up++
+		}
+	}
+	in.addConfig(&s)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	switch {
+	case !in.ready:
+		s.Degraded = append(s.Degraded, "not ready yet")
+	case !s.Device.Up:
+		s.Degraded = append(s.Degraded, fmt.Sprintf("device %s is down: ip link set %s up", v.Config.Device.Name, v.Config.Device.Name))
+	}
+	return s
+}
+
+func (in *instance) addConfig(s *control.Status) {
+	if in.source == nil {
+		return
+	}
+	st := in.reloadStatus()
+	s.Config = &control.ConfigStatus{File: in.service.file, LastReload: st.last, OK: st.err == nil}
+	if st.err != nil {
+		s.Config.Error = st.err.Error()
+		s.Degraded = append(s.Degraded, "the configuration file is bad, what was read before is in force: "+st.err.Error())
+	}
+}
+
+// Peers implements control.Handler.
+func (in *instance) Peers() control.Peers {
+	out := control.Peers{Schema: control.SchemaPeers, Peers: []control.Peer{}}
+	for _, p := range in.vtep.Tunnel.PeerStatus() {
+		peer := control.Peer{
+			Name: p.Peer.Name, Endpoint: p.Peer.Endpoint.String(), State: p.State, AllowedIPs: []string{},
+			Encap: control.PeerFlow{Packets: p.EncapPackets, Bytes: p.EncapBytes},
+			Decap: control.PeerFlow{Packets: p.DecapPackets, Bytes: p.DecapBytes},
+		}
+		if mac := p.Peer.LinkAddr(); !mac.IsZero() {
+			peer.MAC = mac.String()
+		}
+		for _, prefix := range p.Peer.AllowedIPs {
+			peer.AllowedIPs = append(peer.AllowedIPs, prefix.String())
+		}
+		if !p.LastReceive.IsZero() {
+			peer.LastReceive = &p.LastReceive
+		}
+		out.Peers = append(out.Peers, peer)
+	}
+	return out
+}
+
+// Stats implements control.Handler.
+func (in *instance) Stats() control.Stats {
+	c := in.vtep.Counts()
+	return control.Stats{
+		Schema: control.SchemaStats, Device: in.vtep.Config.Device.Name, Stats: in.vtep.Tunnel.Stats(),
+		Syscalls: c.Syscalls, QueueOverflows: c.QueueOverflows, DeviceErrors: c.DeviceErrors,
+	}
+}
+
+// Trace implements control.Handler.
+func (in *instance) Trace(req control.TraceRequest) (control.Trace, error) {
+	r := tunnel.TraceRequest{Data: req.Data, Bare: req.Bare, OuterTOS: req.TOS}
+	if req.Decap {
+		r.Direction = tunnel.Decap
+		outer, err := netip.ParseAddr(req.Outer)
+		if err != nil {
+			return control.Trace{}, &control.UsageError{Err: fmt.Errorf("outer source address: %w", err)}
+		}
+		r.Outer = outer
+	}
+	return control.Trace{Schema: control.SchemaTrace, TraceResult: in.vtep.Tunnel.Trace(r)}, nil
+}
+
+// Apply implements control.Handler.
+func (in *instance) Apply(origin string, data []byte) (control.Change, error) {
+	peers, err := in.vtep.Config.ParsePeers(origin, data)
+	if err != nil {
+		return control.Change{}, usageOf(err)
+	}
+	change, err := in.vtep.SetPeers(peers)
+	if err != nil {
+		return control.Change{}, err
+	}
+	in.service.log.Info("peers applied", "origin", origin, "result", change.String())
+	return control.Change{Schema: control.SchemaApply, Result: change.String(), Report: static.Report{Change: change, NeedsRestart: []string{}}}, nil
+}
+
+// Reload implements control.Handler.
+func (in *instance) Reload(ctx context.Context) (control.Change, error) {
+	if in.source == nil {
+		return control.Change{}, &control.UsageError{Err: errors.New("reload: this tunnel was described by flags, there is no file to read; use vxlane peer apply")}
+	}
+	report, err := in.source.Reload(ctx)
+	if err != nil {
+		return control.Change{}, usageOf(err)
+	}
+	return control.Change{Schema: control.SchemaReload, Result: report.String(), Report: report}, nil
+}
+
+// usageOf marks errors in what a user wrote.
+func usageOf(err error) error {
+	var e *static.Error
+	if errors.As(err, &e) {
+		return &control.UsageError{Err: err}
+	}
+	return err
+}
+
+// monotonicMicroseconds is the clock that sd_notify(3) wants beside RELOADING=1.
+func monotonicMicroseconds() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 0
+	}
+	return ts.Nano() / 1000
+}

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vxlane/vxlane/cmd/internal/control"
+	"github.com/vxlane/vxlane/cmd/internal/vtep"
+	"github.com/vxlane/vxlane/routing/static"
+)
+
+// The exit codes; docs/cli.md tells users.
+const (
+	exitOK         = 0
+	exitFailure    = 1
+	exitUsage      = 2 // wrong arguments or configuration
+	exitDegraded   = 3 // it runs, but not as it should
+	exitPermission = 4
+	exitKernel     = 5 // the kernel lacks something
+)
+
+// usageError is a command line that cannot be right.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// errDegraded makes status exit with its own code; it was printed already.
+var errDegraded = errors.New("degraded")
+
+// run executes one command line and returns its exit code.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err != nil && !errors.Is(err, errDegraded) {
+		fmt.Fprintf(stderr, "vxlane: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nvxlane: "))
+	}
+	return exitCode(err)
+}
+
+// exitCode sorts an error into one of the codes that users can rely on.
+func exitCode(err error) int {
+	var (
+		usage       *usageError
+		remote      *control.UsageError
+		config      *static.Error
+		unsupported *vtep.ConfigError
+	)
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errDegraded):
+		return exitDegraded
+	case errors.As(err, &usage), errors.As(err, &remote), errors.As(err, &config), errors.As(err, &unsupported):
+		return exitUsage
+	case errors.Is(err, fs.ErrPermission):
+		return exitPermission
+	case errors.Is(err, vtep.ErrKernel), errors.Is(err, syscall.EAFNOSUPPORT), errors.Is(err, syscall.EOPNOTSUPP):
+		return exitKernel
+	}
+	return exitFailure
+}
+
+const rootLong = `vxlane moves packets between hosts in user space, over VXLAN (UDP 8472) or flannel's UDP framing (UDP 8285).
+It speaks to the kernel's vxlan device, and to itself.
+
+Exit codes: 0 ok, 1 failure, 2 usage or configuration, 3 degraded, 4 no permission, 5 the kernel lacks something.`
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "vxlane",
+		Short:         "a VXLAN and flannel-UDP tunnel in user space",
+		Long:          rootLong,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          noArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%w; see %s --help", err, cmd.CommandPath())
+	})
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(
+		newUp(), newStatus(), newPeer(), newStats(), newTrace(), newReload(), newConfig(), newDemo(), newCompletion(), newVersion(),
+	)
+	return root
+}
+
+// noArgs refuses arguments with an error that counts as usage.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if cmd.HasSubCommands() {
+		return usagef("unknown command %q for %q; see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+	}
+	return usagef("unexpected argument %q; see %s --help", args[0], cmd.CommandPath())
+}
+
+// group makes a command that only has others below it.
+func group(use, short string, below ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return usagef("%s needs a command; see %s --help", cmd.CommandPath(), cmd.CommandPath())
+	}}
+	cmd.AddCommand(below...)
+	return cmd
+}
+
+// target is the part of a command line that says which running tunnel is meant.
+type target struct {
+	socket, device string
+}
+
+func (t *target) addFlags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&t.socket, "socket", "", "control socket of the tunnel (default: the one in "+control.Dir+" for this network namespace)")
+	cmd.Flags().StringVar(&t.device, "device", "", "device of the tunnel, where several run")
+}
+
+// clients returns a client for each tunnel that is meant.
+func (t *target) clients() ([]*control.Client, error) {
+	if t.socket != "" {
+		if t.device != "" {
+			return nil, usagef("--socket and --device exclude each other")
+		}
+		return []*control.Client{control.NewClient(t.socket)}, nil
+	}
+	paths, err := control.Find(t.device)
+	if err != nil {
+		return nil, err
+	}
+	clients := make([]*control.Client, len(paths))
+	for i, p := range paths {
+		clients[i] = control.NewClient(p)
+	}
+	return clients, nil
+}
+
+// client returns the client for the one tunnel that is meant.
+func (t *target) client() (*control.Client, error) {
+	clients, err := t.clients()
+	if err != nil {
+		return nil, err
+	}
+	if len(clients) > 1 {
+		return nil, usagef("%d tunnels run here: say which with --device or --socket", len(clients))
+	}
+	return clients[0], nil
+}
+
+// printJSON writes v as an indented document.
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

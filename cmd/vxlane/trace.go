@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vxlane/vxlane/cmd/internal/control"
+)
+
+const traceLong = `Say what would happen to a packet in a running tunnel: which peer it goes to or came from, or why it is dropped.
+Nothing is sent and nothing is counted.
+
+The packet is one of
+  a 5-tuple             PROTOCOL SOURCE[:PORT] DESTINATION[:PORT]; the protocol is tcp, udp, icmp, icmpv6 or a number
+  hex                   the bytes of an IP packet, of an Ethernet frame, or of a datagram's payload
+  FILE:N                packet N, counted from 1, of a pcap or pcapng file
+
+It is taken as a packet that this host sends (encap). With --from, it is taken as one that arrives from the peer with that
+underlay address (decap). A captured datagram of the tunnel says for itself which of the two it is.`
+
+const traceExample = `  vxlane trace udp 10.99.0.1:40000 10.99.0.2:53
+  vxlane trace --from 172.30.0.2 tcp 10.99.0.2:443 10.99.0.1:50000
+  vxlane trace capture.pcap:17`
+
+func newTrace() *cobra.Command {
+	var t target
+	var asJSON bool
+	var from string
+	var tos uint8
+	cmd := &cobra.Command{
+		Use: "trace PACKET", Short: "say where a packet would go, or why it would be dropped", Long: traceLong, Example: traceExample,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("which packet? say, for example, %s udp 10.99.0.1:40000 10.99.0.2:53; see %s --help", cmd.CommandPath(), cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			st, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			req, err := parseTrace(args, from, st)
+			if err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("tos") {
+				req.TOS = tos
+			}
+			result, err := c.Trace(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), result)
+			}
+			return printTrace(cmd.OutOrStdout(), result)
+		},
+	}
+	cmd.Flags().StringVar(&from, "from", "", "underlay `ADDRESS` that the packet arrives from")
+	cmd.Flags().Uint8Var(&tos, "tos", 0, "outer TOS of a packet that arrives")
+	t.addFlags(cmd)
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+// parseTrace finds out what the arguments describe.
+func parseTrace(args []string, from string, st control.Status) (control.TraceRequest, error) {
+	if from != "" {
+		if _, err := netip.ParseAddr(from); err != nil {
+			return control.TraceRequest{}, usagef("--from %q: want an underlay address, such as 172.30.0.2", from)
+		}
+	}
+	if file, number, ok := captureReference(args); ok {
+		frame, err := readCaptured(file, number)
+		if err != nil {
+			return control.TraceRequest{}, err
+		}
+		return classify(frame, from, st), nil
+	}
+	if data, ok := parseHex(args); ok {
+		return classify(capturedFrame{data: data}, from, st), nil
+	}
+	packet, err := packetFromTuple(args)
+	if err != nil {
+		return control.TraceRequest{}, err
+	}
+	return control.TraceRequest{Decap: from != "", Data: packet, Bare: true, Outer: from}, nil
+}
+
+func printTrace(w io.Writer, t control.Trace) error {
+	p := &printer{w: w}
+	p.line("%-13s %s", t.Direction, t.Packet)
+	for _, s := range t.Steps {
+		p.line("%-13s %s", s.Step, s.Result)
+	}
+	verdict := t.Verdict
+	if t.Reason != "" {
+		verdict = fmt.Sprintf("%s: %s", t.Verdict, t.Reason)
+	}
+	p.line("%-13s %s", "verdict", verdict)
+	p.line("%-13s %s", "why", t.Why)
+	return p.err
+}
