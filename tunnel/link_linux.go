@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -62,18 +63,22 @@ func (l *Link) AddAddresses(addrs []netip.Prefix) error {
 	defer l.mu.Unlock()
 	for _, a := range addrs {
 		if err := netlink.AddrReplace(l.handle(), l.addr(a)); err != nil {
-			return fmt.Errorf("add address %s to %s: %w%s", a, l.name, err, hintIPv6(a.Addr(), err))
+			return fmt.Errorf("add address %s to %s: %w", a, l.name, explainIPv6(a.Addr(), err))
 		}
 		l.addrs = append(l.addrs, a)
 	}
 	return nil
 }
 
-func hintIPv6(a netip.Addr, err error) string {
-	if a.Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP)) {
-		return ": IPv6 is off here; see sysctl net.ipv6.conf.all.disable_ipv6, or leave IPv6 addresses out"
+// ErrNoIPv6 says that IPv6 is switched off.
+var ErrNoIPv6 = errors.New("IPv6 is off here; see sysctl net.ipv6.conf.all.disable_ipv6, or leave IPv6 addresses out")
+
+// explainIPv6 knows what the kernel answers when IPv6 is disabled by sysctl (EACCES) or at boot (EOPNOTSUPP).
+func explainIPv6(a netip.Addr, err error) error {
+	if a.Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EOPNOTSUPP)) {
+		return fmt.Errorf("%w: %w", err, ErrNoIPv6)
 	}
-	return ""
+	return err
 }
 
 func (l *Link) handle() netlink.Link {
@@ -178,40 +183,81 @@ func (l *Link) Addresses() ([]netip.Prefix, error) {
 
 // WatchAddresses calls changed with the device's addresses, now and whenever they change, until ctx ends.
 func (l *Link) WatchAddresses(ctx context.Context, changed func([]netip.Prefix)) error {
-	updates := make(chan netlink.AddrUpdate, 64)
-	done := make(chan struct{})
-	err := netlink.AddrSubscribeWithOptions(updates, done, netlink.AddrSubscribeOptions{
-		ErrorCallback: func(err error) { l.log.Debug("address subscription", "device", l.name, "err", err) },
+	w := &addressWatch{link: l, changed: changed}
+	if err := w.subscribe(); err != nil {
+		return err
+	}
+	w.report()
+	go w.run(ctx)
+	return nil
+}
+
+// addressWatch follows the addresses of a device.
+type addressWatch struct {
+	link    *Link
+	changed func([]netip.Prefix)
+	updates chan netlink.AddrUpdate
+	done    chan struct{}
+}
+
+// resubscribeTime is how long the watch pauses when the kernel ends a subscription, which it does when it has more to
+// tell than the socket takes.
+const resubscribeTime = time.Second
+
+func (w *addressWatch) subscribe() error {
+	w.updates, w.done = make(chan netlink.AddrUpdate, 64), make(chan struct{})
+	err := netlink.AddrSubscribeWithOptions(w.updates, w.done, netlink.AddrSubscribeOptions{
+		ErrorCallback: func(err error) {
+			w.link.log.Debug("address subscription ended", "device", w.link.name, "err", err)
+		},
 	})
 	if err != nil {
-		return fmt.Errorf("watch addresses of %s: %w", l.name, err)
+		return fmt.Errorf("watch addresses of %s: %w", w.link.name, err)
 	}
-	report := func() {
-		addrs, err := l.Addresses()
-		if err != nil {
-			l.log.Warn("cannot follow the device's addresses", "device", l.name, "err", err)
+	return nil
+}
+
+func (w *addressWatch) report() {
+	addrs, err := w.link.Addresses()
+	if err != nil {
+		w.link.log.Warn("cannot follow the device's addresses", "device", w.link.name, "err", err)
+		return
+	}
+	w.changed(addrs)
+}
+
+func (w *addressWatch) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			close(w.done)
 			return
-		}
-		changed(addrs)
-	}
-	report()
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-ctx.Done():
+		case u, ok := <-w.updates:
+			switch {
+			case ok && u.LinkIndex == w.link.index:
+				w.report()
+			case !ok && !w.resubscribe(ctx):
 				return
-			case u, ok := <-updates:
-				if !ok {
-					return
-				}
-				if u.LinkIndex == l.index {
-					report()
-				}
 			}
 		}
-	}()
-	return nil
+	}
+}
+
+// resubscribe starts anew after a subscription ended, and catches up; false when ctx ended first.
+func (w *addressWatch) resubscribe(ctx context.Context) bool {
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(resubscribeTime):
+		}
+		if err := w.subscribe(); err != nil {
+			w.link.log.Warn("cannot follow the device's addresses", "device", w.link.name, "err", err)
+			continue
+		}
+		w.report()
+		return true
+	}
 }
 
 // IsUp reports whether the device is there and up.

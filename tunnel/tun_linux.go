@@ -4,8 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
-	"strings"
 	"sync/atomic"
 	"syscall"
 
@@ -33,6 +33,10 @@ type TUN struct {
 func OpenTUN(name string, n int) (*TUN, error) {
 	if name == "" {
 		name = "vxlane%d"
+	}
+	if _, err := net.InterfaceByName(name); err == nil {
+		// Opening would join its queues: a multi-queue TUN device takes more of them from anyone.
+		return nil, explainOpen(name, unix.EBUSY)
 	}
 	t := new(TUN)
 	for i := range n {
@@ -100,12 +104,23 @@ func explainOpen(name string, err error) error {
 		return fmt.Errorf("open /dev/net/tun: %w: make the node (mkdir -p /dev/net && mknod /dev/net/tun c 10 200) or, in a container, pass the device in", err)
 	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("open /dev/net/tun: %w: the kernel has no TUN driver: modprobe tun", err)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("open device %s: %w: need CAP_NET_ADMIN; run as root, or: setcap cap_net_admin+ep %s", strings.ReplaceAll(name, "%d", ""), err, os.Args[0])
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("open /dev/net/tun: %w: this user may not open the node; run as root, or: chmod 0666 /dev/net/tun, which still leaves making devices to CAP_NET_ADMIN", err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("make TUN device: %w: need CAP_NET_ADMIN; run as root, or: setcap cap_net_admin+ep %s", err, program())
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
 		return fmt.Errorf("open device %s: %w: a device of that name exists; choose another with device.name (--device), or remove it: ip link del %s", name, err, name)
 	}
 	return fmt.Errorf("open device %s: %w", name, err)
+}
+
+// program returns the path of this program, for advice.
+func program() string {
+	path, err := os.Executable()
+	if err != nil {
+		return "vxlane"
+	}
+	return path
 }
 
 // Name returns the device's name.

@@ -124,14 +124,16 @@ func (u *UDP) receiveSocket() (int, error) {
 // openSenders binds a socket in each of Buckets stretches of the source port range, at the first port that is free.
 func (u *UDP) openSenders() error {
 	width := int(u.cfg.SourceHigh) - int(u.cfg.SourceLow) + 1
-	buckets := min(u.cfg.Buckets, width)
 	df := []bool{u.cfg.DF == DFSet}
 	if u.cfg.DF == DFInherit {
 		df = []bool{false, true}
 	}
-	for _, set := range df {
+	buckets := max(1, min(u.cfg.Buckets, width/len(df)))
+	stretches := buckets * len(df)
+	for i, set := range df {
 		for b := range buckets {
-			low, high := width*b/buckets, width*(b+1)/buckets
+			at := b*len(df) + i
+			low, high := width*at/stretches, width*(at+1)/stretches
 			fd, err := u.sendSocket(int(u.cfg.SourceLow)+low, int(u.cfg.SourceLow)+high, set)
 			if err != nil {
 				return err
@@ -156,10 +158,23 @@ func (u *UDP) sendSocket(low, high int, df bool) (int, error) {
 		}
 	}
 	if err != nil {
-		return -1, errors.Join(fmt.Errorf("source ports %d-%d: %w", low, high-1, err), unix.Close(fd))
+		return -1, errors.Join(&SourcePortError{low, high - 1, err}, unix.Close(fd))
 	}
 	return fd, nil
 }
+
+// SourcePortError says that there is no port to send from in a stretch of the configured range.
+type SourcePortError struct {
+	Low, High int
+	Err       error
+}
+
+func (e *SourcePortError) Error() string {
+	return fmt.Sprintf("source ports %d-%d: %v", e.Low, e.High, e.Err)
+}
+
+// Unwrap returns the socket's error.
+func (e *SourcePortError) Unwrap() error { return e.Err }
 
 func (u *UDP) prepareSender(fd int, df bool) error {
 	// Nothing is ever read from this socket: let the kernel drop what is sent to it, before it can pile up.

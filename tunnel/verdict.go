@@ -58,11 +58,12 @@ func DecideTransmit(rules *Rules, view View, packet []byte, h *encap.Headers) Ve
 // DecideReceive says what happens to a datagram from outer, an underlay address. h receives the packet in it parsed;
 // packet is a part of datagram, nil when there is none to speak of. It changes nothing else.
 func DecideReceive(rules *Rules, view View, datagram []byte, outer netip.Addr, h *encap.Headers) (packet []byte, v Verdict) {
-	packet, r := rules.Codec.Decap(datagram, h)
 	peer := view.Peers.LookupSource(outer)
-	if r == encap.None && peer == nil && rules.OuterCheck {
-		r = encap.PeerUnknown
+	if peer == nil && rules.OuterCheck {
+		*h = encap.Headers{}
+		return nil, drop(encap.PeerUnknown)
 	}
+	packet, r := rules.Codec.Decap(datagram, h)
 	if r == encap.None && rules.Ethernet {
 		r = checkFrame(rules, h)
 	}

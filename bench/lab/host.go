@@ -50,6 +50,13 @@ func (l *Lab) addHost(name string) error {
 	h.handle = handle
 	l.hosts[name] = h
 	return h.Run(func() error {
+		// No duplicates are looked for in a lab: addresses can be used at once.
+		for _, scope := range []string{"all", "default"} {
+			err := os.WriteFile("/proc/sys/net/ipv6/conf/"+scope+"/accept_dad", []byte("0"), 0o644)
+			if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
+				return err
+			}
+		}
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
 			return err
@@ -98,18 +105,21 @@ func deleteNamespace(name string) error {
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
+		err := errors.New("the function ended its goroutine (t.Fatal?) instead of returning")
+		defer func() { done <- err }()
 		runtime.LockOSThread()
-		home, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			done <- err
+		home, openErr := os.Open("/proc/thread-self/ns/net")
+		if openErr != nil {
+			err = openErr
 			return // still locked: the thread ends with the goroutine
 		}
 		defer home.Close()
+		defer func() {
+			if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+				runtime.UnlockOSThread()
+			}
+		}()
 		err = f()
-		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
-			runtime.UnlockOSThread()
-		}
-		done <- err
 	}()
 	return <-done
 }
@@ -208,5 +218,3 @@ func (h *Host) stopCommands() error {
 	h.commands = nil
 	return nil
 }
-
-func (h *Host) remove() error { return errors.Join(h.handle.Close(), deleteNamespace(h.namespace)) }

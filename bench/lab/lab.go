@@ -91,6 +91,13 @@ func (l *Lab) build(t Topology) error {
 			return fmt.Errorf("link %s.%s - %s.%s: %w", link.A.Host, link.A.Device, link.B.Host, link.B.Device, err)
 		}
 	}
+	for _, link := range t.Links {
+		for _, end := range []End{link.A, link.B} {
+			if err := l.hosts[end.Host].awaitRunning(end.Device); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
@@ -118,9 +125,9 @@ func (l *Lab) Close() error {
 		errs = append(errs, h.stopCommands())
 	}
 	for _, h := range l.hosts {
-		errs = append(errs, h.remove())
+		errs = append(errs, h.handle.Close())
 	}
-	errs = append(errs, l.state.forget())
+	errs = append(errs, l.state.destroy())
 	l.state = nil
 	return errors.Join(errs...)
 }

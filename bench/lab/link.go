@@ -5,6 +5,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
@@ -34,6 +38,41 @@ func (l *Lab) addLink(link Link) error {
 		err = errors.Join(err, h.SetOffloads(end.Device, link.Offloads), h.AddAddresses(end.Device, end.Addresses...), h.SetUp(end.Device))
 	}
 	return err
+}
+
+// awaitRunning waits until a device has a carrier and its IPv6 link-local address: both come a moment after it is up, and
+// whoever compares a host before and after wants them there before.
+func (h *Host) awaitRunning(device string) error {
+	const patience, pause = 5 * time.Second, time.Millisecond
+	settled := func(l netlink.Link) (bool, error) {
+		if l.Attrs().OperState != netlink.OperUp {
+			return false, nil
+		}
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
+		if err != nil {
+			return true, nil // no IPv6 here
+		}
+		off, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + device + "/disable_ipv6")
+		if err != nil || strings.TrimSpace(string(off)) == "1" {
+			return true, nil
+		}
+		return slices.ContainsFunc(addrs, func(a netlink.Addr) bool {
+			return a.IP.IsLinkLocalUnicast() && a.Flags&unix.IFA_F_TENTATIVE == 0
+		}), nil
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
+		done := false
+		err := h.withLink(device, "wait for", func(l netlink.Link) (err error) {
+			done, err = settled(l)
+			return err
+		})
+		switch {
+		case err != nil || done:
+			return err
+		case time.Now().After(deadline):
+			return fmt.Errorf("device %s in host %s has no carrier or no link-local address after %s", device, h.name, patience)
+		}
+	}
 }
 
 // withLink runs f with a device of the host.

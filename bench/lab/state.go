@@ -71,34 +71,41 @@ func (p process) stop(grace time.Duration) {
 	}
 }
 
-// claim makes the state file for a new lab.
+// claim makes the state file for a new lab, complete from the start.
 func claim(name string) (*state, error) {
 	if err := os.MkdirAll(stateDir, 0o755); err != nil {
 		return nil, err
 	}
 	s := &state{Name: name, Owner: identify(os.Getpid())}
-	f, err := os.OpenFile(s.path(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-	if errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("a lab called %s is there already; remove it first", name)
-	}
+	next, err := s.write()
 	if err != nil {
 		return nil, err
 	}
-	return s, errors.Join(f.Close(), s.save())
+	err = os.Link(next, s.path())
+	if errors.Is(err, os.ErrExist) {
+		err = fmt.Errorf("a lab called %s is there already; remove it first", name)
+	}
+	return s, errors.Join(err, os.Remove(next))
 }
 
 func (s *state) path() string { return filepath.Join(stateDir, s.Name+".json") }
 
 func (s *state) save() error {
-	data, err := json.Marshal(s)
+	next, err := s.write()
 	if err != nil {
 		return err
 	}
-	next := s.path() + ".next"
-	if err := os.WriteFile(next, data, 0o644); err != nil {
-		return err
-	}
 	return os.Rename(next, s.path())
+}
+
+// write writes the state beside its file and returns where.
+func (s *state) write() (string, error) {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return "", err
+	}
+	next := fmt.Sprintf("%s.%d", s.path(), os.Getpid())
+	return next, os.WriteFile(next, data, 0o644)
 }
 
 func (s *state) addHost(namespace string) error {
@@ -136,7 +143,8 @@ func (s *state) logPaths() []string {
 	return paths
 }
 
-// destroy removes a lab that this process did not build.
+// destroy ends the lab's processes and removes its namespaces. The lab is forgotten only once all of it is gone, so that
+// what failed is tried again by the next sweep.
 func (s *state) destroy() error {
 	for _, p := range s.Processes {
 		p.stop(stopGrace)
@@ -145,7 +153,10 @@ func (s *state) destroy() error {
 	for _, namespace := range s.Hosts {
 		errs = append(errs, deleteNamespace(namespace))
 	}
-	return errors.Join(append(errs, s.forget())...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return s.forget()
 }
 
 func allStates() ([]*state, error) {

@@ -15,6 +15,7 @@ func newConfig() *cobra.Command {
 
 func newConfigCheck() *cobra.Command {
 	var file string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "check [FILE]", Short: "say whether a configuration file is right, and what is wrong with it", Args: optionalFile(&file),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -26,11 +27,21 @@ func newConfigCheck() *cobra.Command {
 			for _, t := range c.Tunnels {
 				peers += len(t.Peers)
 			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), struct {
+					Schema  string `json:"schema"`
+					File    string `json:"file"`
+					OK      bool   `json:"ok"`
+					Tunnels int    `json:"tunnels"`
+					Peers   int    `json:"peers"`
+				}{"vxlane/config-check/v1", file, true, len(c.Tunnels), peers})
+			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: ok: %s, %s\n", file, count(len(c.Tunnels), "tunnel"), count(peers, "peer"))
 			return err
 		},
 	}
 	addConfigFlag(cmd, &file)
+	addJSON(cmd, &asJSON)
 	return cmd
 }
 

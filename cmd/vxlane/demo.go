@@ -37,6 +37,9 @@ func newDemo() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "demo", Short: "show a tunnel between two hosts on this machine", Long: demoLong, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if keep && remove {
+				return usagef("--keep and --remove exclude each other")
+			}
 			if err := lab.Available(); err != nil {
 				return fmt.Errorf("demo: %w: %w", err, os.ErrPermission)
 			}
@@ -50,7 +53,6 @@ func newDemo() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave the hosts standing and say how to enter them")
 	cmd.Flags().BoolVar(&remove, "remove", false, "remove the hosts that --keep left")
-	cmd.MarkFlagsMutuallyExclusive("keep", "remove")
 	return cmd
 }
 
@@ -175,11 +177,11 @@ func (d *demo) awaitReady(ctx context.Context) error {
 		case err == nil && len(s.Degraded) == 0:
 			return nil
 		case time.Now().After(deadline):
-			return fmt.Errorf("vxlane is not ready after %s: %w", demoPatience, err)
+			return fmt.Errorf("vxlane is not ready after %s: %w", demoPatience, errors.Join(err, errors.New(strings.Join(s.Degraded, "; "))))
 		}
 		select {
 		case <-d.up.Done():
-			return fmt.Errorf("vxlane ended: %w", d.up.Wait())
+			return fmt.Errorf("vxlane ended before it was ready: %v", d.up.Wait())
 		default:
 		}
 	}

@@ -104,6 +104,9 @@ func (in *instance) Status() control.Status {
 		}
 	}
 	in.addConfig(&s)
+	if err := v.RouteErr(); err != nil {
+		s.Degraded = append(s.Degraded, err.Error())
+	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	switch {
@@ -184,7 +187,7 @@ func (in *instance) Apply(origin string, data []byte) (control.Change, error) {
 		return control.Change{}, err
 	}
 	in.service.log.Info("peers applied", "origin", origin, "result", change.String())
-	return control.Change{Schema: control.SchemaApply, Result: change.String(), Report: static.Report{Change: change, NeedsRestart: []string{}}}, nil
+	return in.withProblems(control.Change{Schema: control.SchemaApply, Result: change.String(), Report: static.Report{Change: change, NeedsRestart: []string{}}}), nil
 }
 
 // Reload implements control.Handler.
@@ -196,7 +199,16 @@ func (in *instance) Reload(ctx context.Context) (control.Change, error) {
 	if err != nil {
 		return control.Change{}, usageOf(err)
 	}
-	return control.Change{Schema: control.SchemaReload, Result: report.String(), Report: report}, nil
+	return in.withProblems(control.Change{Schema: control.SchemaReload, Result: report.String(), Report: report}), nil
+}
+
+// withProblems adds what did not work although the peers are in force.
+func (in *instance) withProblems(c control.Change) control.Change {
+	c.Problems = []string{}
+	if err := in.vtep.RouteErr(); err != nil {
+		c.Problems = append(c.Problems, err.Error())
+	}
+	return c
 }
 
 // usageOf marks errors in what a user wrote.

@@ -77,8 +77,25 @@ func readCaptured(file string, number int) (capturedFrame, error) {
 		if info.Length > info.CaptureLength {
 			return capturedFrame{}, usagef("read capture %s: packet %d was cut to %d of %d bytes; capture with a larger snapshot length", file, n, info.CaptureLength, info.Length)
 		}
-		return capturedFrame{data: data, linkIP: isRawIP(r.LinkType()), linkEN: r.LinkType() == layers.LinkTypeEthernet}, nil
+		return captured(file, data, r.LinkType())
 	}
+}
+
+// captured takes off what a capture puts in front of a packet that is no Ethernet frame (tcpdump.org/linktypes.html).
+func captured(file string, data []byte, link layers.LinkType) (capturedFrame, error) {
+	const sll, sll2 = 113, 276 & 0xff // what tcpdump -i any writes; gopacket keeps 8 bits of the number
+	const sllHeader, sll2Header = 16, 20
+	switch {
+	case isRawIP(link):
+		return capturedFrame{data: data, linkIP: true}, nil
+	case link == layers.LinkTypeEthernet:
+		return capturedFrame{data: data, linkEN: true}, nil
+	case link == sll && len(data) >= sllHeader:
+		return capturedFrame{data: data[sllHeader:], linkIP: true}, nil
+	case link == sll2 && len(data) >= sll2Header:
+		return capturedFrame{data: data[sll2Header:], linkIP: true}, nil
+	}
+	return capturedFrame{}, usagef("read capture %s: link type %d is not read: want Ethernet, raw IP, or what tcpdump -i any writes", file, link)
 }
 
 func openCapture(f *os.File) (packetReader, error) {
@@ -102,6 +119,11 @@ func isRawIP(t layers.LinkType) bool {
 
 // parseHex reads bytes as people copy them: digits with or without blanks, colons and 0x.
 func parseHex(args []string) ([]byte, bool) {
+	for _, word := range args {
+		if _, isAddress := parseEnd(word); isAddress {
+			return nil, false // an IPv6 address is hex and colons, too
+		}
+	}
 	s := strings.Join(args, "")
 	s = strings.NewReplacer(" ", "", ":", "", "\n", "", "\t", "").Replace(s)
 	s = strings.TrimPrefix(strings.TrimPrefix(s, "0x"), "0X")

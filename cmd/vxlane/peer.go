@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -87,7 +88,7 @@ func newPeerApply() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printChange(cmd.OutOrStdout(), change, asJSON)
+			return printChanges(cmd.OutOrStdout(), []control.Change{change}, asJSON)
 		},
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "", "`FILE` with the peers, - for standard input")
@@ -103,22 +104,38 @@ func readInput(file string, stdin io.Reader) (origin string, data []byte, err er
 		return "stdin", data, err
 	}
 	data, err = os.ReadFile(file)
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return file, nil, fmt.Errorf("read peers: %w", err)
+	case err != nil:
 		return file, nil, usagef("read peers: %w", err)
 	}
 	return file, data, nil
 }
 
-func printChange(w io.Writer, c control.Change, asJSON bool) error {
-	if asJSON {
-		return printJSON(w, c)
-	}
+// printChanges prints what changed; problems make the exit code that of a degraded tunnel.
+func printChanges(w io.Writer, changes []control.Change, asJSON bool) error {
+	var problems error
 	p := &printer{w: w}
-	p.line("%s", c.Result)
-	for _, key := range c.NeedsRestart {
-		p.line("%s changed: it takes effect at the next start", key)
+	for _, c := range changes {
+		if len(c.Problems) > 0 {
+			problems = errDegraded
+		}
+		if asJSON {
+			continue
+		}
+		p.line("%s", c.Result)
+		for _, key := range c.NeedsRestart {
+			p.line("%s changed: it takes effect at the next start", key)
+		}
+		for _, problem := range c.Problems {
+			p.line("wrong: %s", problem)
+		}
 	}
-	return p.err
+	if asJSON && len(changes) > 0 {
+		p.err = printAnswers(w, changes)
+	}
+	return errors.Join(p.err, problems)
 }
 
 func newReload() *cobra.Command {
@@ -132,16 +149,17 @@ func newReload() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			var changes []control.Change
+			var errs []error
 			for _, c := range clients {
 				change, err := c.Reload(cmd.Context())
 				if err != nil {
-					return err
+					errs = append(errs, err)
+					continue
 				}
-				if err := printChange(cmd.OutOrStdout(), change, asJSON); err != nil {
-					return err
-				}
+				changes = append(changes, change)
 			}
-			return nil
+			return errors.Join(append(errs, printChanges(cmd.OutOrStdout(), changes, asJSON))...)
 		},
 	}
 	t.addFlags(cmd)

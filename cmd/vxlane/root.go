@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -46,10 +47,19 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
-	if err != nil && !errors.Is(err, errDegraded) {
-		fmt.Fprintf(stderr, "vxlane: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nvxlane: "))
+	for _, line := range errorLines(err) {
+		fmt.Fprintf(stderr, "vxlane: %s\n", line)
 	}
 	return exitCode(err)
+}
+
+// errorLines returns what is to be told of err, without what was printed already.
+func errorLines(err error) []string {
+	if err == nil {
+		return nil
+	}
+	lines := strings.Split(err.Error(), "\n")
+	return slices.DeleteFunc(lines, func(line string) bool { return line == errDegraded.Error() })
 }
 
 // exitCode sorts an error into one of the codes that users can rely on.
@@ -63,17 +73,21 @@ func exitCode(err error) int {
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.Is(err, errDegraded):
-		return exitDegraded
 	case errors.As(err, &usage), errors.As(err, &remote), errors.As(err, &config), errors.As(err, &unsupported):
 		return exitUsage
-	case errors.Is(err, fs.ErrPermission):
-		return exitPermission
 	case errors.Is(err, vtep.ErrKernel), errors.Is(err, syscall.EAFNOSUPPORT), errors.Is(err, syscall.EOPNOTSUPP):
 		return exitKernel
+	case errors.Is(err, fs.ErrPermission):
+		return exitPermission
+	}
+	if onlyDegraded(err) {
+		return exitDegraded
 	}
 	return exitFailure
 }
+
+// onlyDegraded reports whether nothing is wrong but that a tunnel is degraded.
+func onlyDegraded(err error) bool { return len(errorLines(err)) == 0 }
 
 const rootLong = `vxlane moves packets between hosts in user space, over VXLAN (UDP 8472) or flannel's UDP framing (UDP 8285).
 It speaks to the kernel's vxlan device, and to itself.
@@ -159,6 +173,17 @@ func (t *target) client() (*control.Client, error) {
 		return nil, usagef("%d tunnels run here: say which with --device or --socket", len(clients))
 	}
 	return clients[0], nil
+}
+
+// printAnswers prints one answer as it is, and several as one list.
+func printAnswers[T any](w io.Writer, answers []T) error {
+	if len(answers) == 1 {
+		return printJSON(w, answers[0])
+	}
+	return printJSON(w, struct {
+		Schema  string `json:"schema"`
+		Answers []T    `json:"answers"`
+	}{control.SchemaList, answers})
 }
 
 // printJSON writes v as an indented document.

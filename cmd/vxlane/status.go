@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -21,26 +22,20 @@ func newStatus() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			degraded := false
+			var all []control.Status
+			var errs []error
 			for _, c := range clients {
 				s, err := c.Status(cmd.Context())
 				if err != nil {
-					return err
+					errs = append(errs, err)
+					continue
 				}
-				degraded = degraded || len(s.Degraded) > 0
-				if asJSON {
-					err = printJSON(cmd.OutOrStdout(), s)
-				} else {
-					err = printStatus(cmd.OutOrStdout(), s)
-				}
-				if err != nil {
-					return err
+				all = append(all, s)
+				if len(s.Degraded) > 0 {
+					errs = append(errs, errDegraded)
 				}
 			}
-			if degraded {
-				return errDegraded
-			}
-			return nil
+			return errors.Join(append(errs, printStatuses(cmd.OutOrStdout(), all, asJSON))...)
 		},
 	}
 	t.addFlags(cmd)
@@ -50,6 +45,21 @@ func newStatus() *cobra.Command {
 
 func addJSON(cmd *cobra.Command, asJSON *bool) {
 	cmd.Flags().BoolVar(asJSON, "json", false, "print JSON")
+}
+
+func printStatuses(w io.Writer, all []control.Status, asJSON bool) error {
+	if len(all) == 0 {
+		return nil
+	}
+	if asJSON {
+		return printAnswers(w, all)
+	}
+	for _, s := range all {
+		if err := printStatus(w, s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func printStatus(w io.Writer, s control.Status) error {

@@ -108,8 +108,8 @@ func (f *upFlags) load(fs *pflag.FlagSet) (*static.Config, string, error) {
 // loadConfig is static.Load with a missing file counted as a wrong configuration.
 func loadConfig(path string) (*static.Config, error) {
 	config, err := static.Load(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, usagef("%w: see --config", err)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.EISDIR) {
+		return nil, usagef("%w: want a configuration file; see --config", err)
 	}
 	return config, err
 }
@@ -181,11 +181,16 @@ func (f *upFlags) fillUnderlay(u *static.Underlay) error {
 // parsePeer reads the value of one --peer.
 func parsePeer(s string) (static.Peer, error) {
 	var p static.Peer
+	seen := make(map[string]bool)
 	for _, field := range strings.Split(s, ",") {
 		key, value, ok := strings.Cut(field, "=")
 		if !ok {
 			return p, usagef("--peer %q: %q is not KEY=VALUE; repeat the key for a second value, as in allowed_ips=A,allowed_ips=B", s, field)
 		}
+		if seen[key] && key != "allowed_ips" {
+			return p, usagef("--peer %q: %s is given twice", s, key)
+		}
+		seen[key] = true
 		if err := setPeerField(&p, key, value); err != nil {
 			return p, usagef("--peer %q: %w", s, err)
 		}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/vxlane/vxlane/encap"
@@ -14,8 +15,10 @@ const (
 	maxNameLen = 15 // IFNAMSIZ - 1 (include/uapi/linux/if.h)
 	minMTU     = 68 // RFC 791
 	minMTUv6   = 1280
-	maxQueues  = 128 // half of MAX_TAP_QUEUES: each worker reads one and writes another
 	maxBuckets = 256
+
+	// MaxQueues is half of the kernel's MAX_TAP_QUEUES: each worker reads one and writes another.
+	MaxQueues = 128
 )
 
 func (d *document) checkConfig(c *Config) {
@@ -55,7 +58,7 @@ func (d *document) checkDevice(t *Tunnel, key string) {
 			lowest = minMTUv6
 		}
 		switch {
-		case a.Addr().IsMulticast() || a.Addr().IsUnspecified() || a.Addr().IsLoopback():
+		case !isHostAddress(a.Addr()) || a.Addr().IsLoopback():
 			d.fail(at, "%s: not an address that a host can have on a tunnel", a)
 		case a.Addr().Is6() && t.Underlay.Encap == encap.FramingFlannelUDP:
 			d.fail(at, "%s: flannel-udp carries IPv4 only", a)
@@ -69,8 +72,8 @@ func (d *document) checkDevice(t *Tunnel, key string) {
 	if !v.MAC.IsUnicast() {
 		d.fail(key+".mac", "%s: want the address of one station, not a group", v.MAC)
 	}
-	if v.Queues < 0 || v.Queues > maxQueues {
-		d.fail(key+".queues", "%d: want 0-%d", v.Queues, maxQueues)
+	if v.Queues < 0 || v.Queues > MaxQueues {
+		d.fail(key+".queues", "%d: want 0-%d", v.Queues, MaxQueues)
 	}
 }
 
@@ -109,12 +112,22 @@ func (d *document) checkUnderlay(u *Underlay, key string) {
 	if n := u.SourcePorts.Buckets; n < 1 || n > maxBuckets {
 		d.fail(key+".source_ports.buckets", "%d: want 1-%d", n, maxBuckets)
 	}
+	if r := u.SourcePorts.Range; r.Low == r.High && r.Low == u.Port {
+		d.fail(key+".source_ports.range", "%d: is the port that is received on (port); datagrams are sent from others", r.Low)
+	} else if u.DF == DFInherit && r.Low == r.High {
+		d.fail(key+".source_ports.range", "%d: df: inherit needs two ports at least", r.Low)
+	}
 	if u.DF != DFUnset && u.DF != DFSet && u.DF != DFInherit {
 		d.fail(key+".df", "%q: want unset, set or inherit", u.DF)
 	}
 	if u.ReservedBits != ReservedStrict && u.ReservedBits != ReservedIgnore {
 		d.fail(key+".reserved_bits", "%q: want strict or ignore", u.ReservedBits)
 	}
+}
+
+// isHostAddress reports whether a can be the address of one host.
+func isHostAddress(a netip.Addr) bool {
+	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !a.Is4In6() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
 func (d *document) checkPeers(t *Tunnel, peers []Peer, key string) {
@@ -144,8 +157,10 @@ func (d *document) checkPeer(t *Tunnel, p *Peer, key string) {
 		at := fmt.Sprintf("%s.allowed_ips[%d]", key, j)
 		single = single || prefix.IsSingleIP()
 		switch a := prefix.Addr(); {
-		case a.IsMulticast() || a.IsLoopback():
+		case a.IsMulticast() || a.IsLoopback() || prefix.IsSingleIP() && !isHostAddress(a):
 			d.fail(at, "%s: packets from there cannot come from a peer", prefix)
+		case t.Routes && prefix.IsSingleIP() && a == p.Endpoint.Addr():
+			d.fail(at, "%s: is the peer's own endpoint: the route would send the underlay's traffic into the tunnel", prefix)
 		case a.Is6() && t.Underlay.Encap == encap.FramingFlannelUDP:
 			d.fail(at, "%s: flannel-udp carries IPv4 only", prefix)
 		case prefix.IsSingleIP() && slices.ContainsFunc(t.Device.Addresses, func(own netip.Prefix) bool { return own.Addr() == a }):
@@ -163,7 +178,7 @@ func (d *document) checkEndpoint(t *Tunnel, p *Peer, key string) {
 	switch local := t.Underlay.Local; {
 	case !p.Endpoint.IsValid():
 		d.fail(at, "missing: want the underlay address of peer %q, such as 172.30.0.2", p.Name)
-	case a.IsUnspecified() || a.IsMulticast():
+	case !isHostAddress(a):
 		d.fail(at, "%s: want the address of one host", p.Endpoint)
 	case a.Zone() != "" || a.Is6() && a.IsLinkLocalUnicast():
 		d.fail(at, "%s: IPv6 link-local addresses are not supported; use a global or unique local one", p.Endpoint)
@@ -197,7 +212,8 @@ func (d *document) checkAgainst(before []Tunnel, t *Tunnel, key string) {
 
 func (d *document) checkMetrics(m *Metrics) {
 	if m.Listen != "" {
-		if _, port, err := net.SplitHostPort(m.Listen); err != nil || port == "" {
+		_, port, err := net.SplitHostPort(m.Listen)
+		if _, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil {
 			d.fail("metrics.listen", "%q: want an address and a port, such as 127.0.0.1:9472", m.Listen)
 		}
 	}

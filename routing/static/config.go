@@ -5,6 +5,7 @@
 package static
 
 import (
+	"crypto/sha256"
 	"net/netip"
 	"time"
 
@@ -17,7 +18,9 @@ type Config struct {
 	Tunnels []Tunnel `yaml:"tunnels" json:"tunnels" default:"required" doc:"The tunnels of this process, at least one."`
 	Metrics Metrics  `yaml:"metrics" json:"metrics"`
 
-	read fileStamp // state of the file when it was read, so that no later change is missed
+	read    fileStamp         // state of the file when it was read, so that no later change is missed
+	digest  [sha256.Size]byte // of what was read
+	written [][]Peer          // the peers of each tunnel as they were written, without defaults
 }
 
 // Tunnel is one device, the underlay that it uses, and its peers.
@@ -83,12 +86,12 @@ type Peer struct {
 
 // FDB configures the forwarding database of tap mode. It has no effect in tun mode.
 type FDB struct {
-	Learning bool          `yaml:"learning" json:"learning" default:"false" doc:"Tap mode only: learn MACs from received frames."`
-	Ageing   time.Duration `yaml:"ageing" json:"ageing" default:"300s" doc:"Tap mode only: how long a learned MAC stays without traffic."`
-	Limit    int           `yaml:"limit" json:"limit" default:"4096" doc:"Tap mode only: how many learned MACs there may be."`
-	Flood    Flood         `yaml:"flood" json:"flood" default:"all" doc:"Tap mode only: who gets broadcast, unknown and multicast frames: all, none, or a list of peer names."`
-	Group    string        `yaml:"group" json:"group" default:"\"\"" doc:"Tap mode only: underlay multicast group for such frames."`
-	Suppress bool          `yaml:"suppress" json:"suppress" default:"false" doc:"Tap mode only: answer ARP and neighbour discovery here where the answer is known."`
+	Learning bool     `yaml:"learning" json:"learning" default:"false" doc:"Tap mode only: learn MACs from received frames."`
+	Ageing   Duration `yaml:"ageing" json:"ageing" default:"300s" doc:"Tap mode only: how long a learned MAC stays without traffic."`
+	Limit    int      `yaml:"limit" json:"limit" default:"4096" doc:"Tap mode only: how many learned MACs there may be."`
+	Flood    Flood    `yaml:"flood" json:"flood" default:"all" doc:"Tap mode only: who gets broadcast, unknown and multicast frames: all, none, or a list of peer names."`
+	Group    string   `yaml:"group" json:"group" default:"\"\"" doc:"Tap mode only: underlay multicast group for such frames."`
+	Suppress bool     `yaml:"suppress" json:"suppress" default:"false" doc:"Tap mode only: answer ARP and neighbour discovery here where the answer is known."`
 }
 
 // Metrics configures the Prometheus endpoint.
@@ -114,7 +117,7 @@ func (s *SourcePorts) setDefaults() { *s = SourcePorts{Range: PortRange{32768, 6
 func (s *SourceCheck) setDefaults() { *s = SourceCheck{Outer: true, Inner: true} }
 
 func (f *FDB) setDefaults() {
-	*f = FDB{Ageing: 300 * time.Second, Limit: 4096, Flood: Flood{All: true}}
+	*f = FDB{Ageing: Duration(300 * time.Second), Limit: 4096, Flood: Flood{All: true}}
 }
 
 func (m *Metrics) setDefaults() { m.MaxPeers = 1000 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -47,7 +49,7 @@ type document struct {
 func parse(file string, data []byte, out any) (*document, error) {
 	d := &document{file: file, nodes: make(map[string]*yaml.Node)}
 	var root yaml.Node
-	dec := yaml.NewDecoder(bytes.NewReader(spacesForTabs(data)))
+	dec := yaml.NewDecoder(bytes.NewReader(yamlOf(data)))
 	if err := dec.Decode(&root); err != nil {
 		if errors.Is(err, io.EOF) {
 			return nil, &Error{File: file, Message: "empty: nothing is configured"}
@@ -131,16 +133,28 @@ func (d *document) decode(n *yaml.Node, v reflect.Value, key string) {
 			d.fail(key, "has no value")
 			return
 		}
+		if isInteger(v) && n.Kind == yaml.ScalarNode && n.Tag != "!!int" {
+			d.fail(key, "%q: want a whole number", n.Value) // the library would cut 1.9 to 1
+			return
+		}
 		if err := n.Decode(v.Addr().Interface()); err != nil {
 			d.fail(key, "%s", d.plain(err, n, v))
 		}
 	}
 }
 
+func isInteger(v reflect.Value) bool {
+	_, asText := v.Addr().Interface().(interface{ UnmarshalText([]byte) error })
+	return v.CanInt() && !asText || v.CanUint() && !asText
+}
+
 // plain says what is wrong with a scalar without the library's words for Go types.
 func (d *document) plain(err error, n *yaml.Node, v reflect.Value) string {
 	var t *yaml.TypeError
 	if !errors.As(err, &t) {
+		if _, ok := v.Interface().(netip.Prefix); ok {
+			return fmt.Sprintf("%q: want an address with prefix length, such as 10.99.0.1/24", n.Value)
+		}
 		return strings.TrimPrefix(err.Error(), "yaml: ")
 	}
 	if n.Kind != yaml.ScalarNode {
@@ -149,10 +163,12 @@ func (d *document) plain(err error, n *yaml.Node, v reflect.Value) string {
 	switch v.Kind() {
 	case reflect.Bool:
 		return fmt.Sprintf("%q: want true or false", n.Value)
-	case reflect.Int64:
-		return fmt.Sprintf("%q: want a duration such as 300s", n.Value)
-	case reflect.Int, reflect.Uint16, reflect.Uint32:
-		return fmt.Sprintf("%q: want a whole number in range", n.Value)
+	case reflect.Uint16:
+		return fmt.Sprintf("%q: want a whole number within 0-%d", n.Value, math.MaxUint16)
+	case reflect.Uint32:
+		return fmt.Sprintf("%q: want a whole number within 0-%d", n.Value, uint32(math.MaxUint32))
+	case reflect.Int:
+		return fmt.Sprintf("%q: want a whole number", n.Value)
 	}
 	return fmt.Sprintf("%q: not understood", n.Value)
 }
@@ -185,6 +201,9 @@ func (d *document) decodeStruct(n *yaml.Node, v reflect.Value, key string) {
 		}
 		field, ok := fieldByKey(v, name.Value)
 		switch first, repeated := seen[name.Value]; {
+		case name.Tag == "!!merge":
+			d.nodes[at] = name
+			d.fail(at, "merge keys are not read: write the keys out")
 		case !ok:
 			d.nodes[at] = name
 			d.fail(at, "unknown key%s", knownKeys(v.Type()))

@@ -1,9 +1,11 @@
 package static
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"go.yaml.in/yaml/v3"
 
@@ -35,6 +37,10 @@ func Parse(file string, data []byte) (*Config, error) {
 	d, err := parse(file, data, &c)
 	if err != nil {
 		return nil, err
+	}
+	c.digest = sha256.Sum256(data)
+	for _, t := range c.Tunnels {
+		c.written = append(c.written, slices.Clone(t.Peers))
 	}
 	c.Complete()
 	d.checkConfig(&c)
@@ -72,7 +78,7 @@ func (t *Tunnel) ParsePeers(file string, data []byte) ([]routing.Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.nodes[key] == nil {
+	if n := d.nodes[key]; n == nil || n.Tag == "!!null" {
 		return nil, &Error{File: file, Message: "peers: missing; an empty set is written peers: []"}
 	}
 	t.completePeers(set.Peers)
@@ -86,7 +92,7 @@ func (t *Tunnel) ParsePeers(file string, data []byte) ([]routing.Peer, error) {
 // isList reports whether a document is a bare list.
 func isList(data []byte) bool {
 	var root yaml.Node
-	err := yaml.Unmarshal(spacesForTabs(data), &root)
+	err := yaml.Unmarshal(yamlOf(data), &root)
 	return err == nil && len(root.Content) == 1 && root.Content[0].Kind == yaml.SequenceNode
 }
 

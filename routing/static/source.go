@@ -2,10 +2,12 @@ package static
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"os"
 	"reflect"
+	"slices"
 	"syscall"
 	"time"
 
@@ -29,6 +31,7 @@ type Source struct {
 	log      *slog.Logger
 	requests chan chan outcome
 	state    func(Status)
+	digest   [sha256.Size]byte // of the file's content that is in force
 }
 
 // Status is what became of the last reload.
@@ -52,7 +55,7 @@ type outcome struct {
 // NewSource returns a source for tunnel index of the file at path, which was loaded as running. Every reload is told to
 // state.
 func NewSource(path string, index int, running *Config, log *slog.Logger, state func(Status)) *Source {
-	return &Source{path: path, index: index, running: *running, log: log, requests: make(chan chan outcome), state: state}
+	return &Source{path: path, index: index, running: *running, log: log, requests: make(chan chan outcome), state: state, digest: running.digest}
 }
 
 var _ routing.Source = (*Source)(nil)
@@ -76,7 +79,9 @@ func (s *Source) Run(ctx context.Context, deliver func([]routing.Peer) (routing.
 				continue
 			}
 			seen = now
-			s.reload(deliver) // the outcome is logged and kept in the status
+			if s.changed() {
+				s.reload(deliver) // the outcome is logged and kept in the status
+			}
 		}
 	}
 }
@@ -91,6 +96,13 @@ func (s *Source) Reload(ctx context.Context) (Report, error) {
 	}
 	o := <-answer
 	return o.report, o.err
+}
+
+// changed reports whether the file has other content than what is in force: a mode or a time that changed is no reason
+// to undo what a control plane applied meanwhile. What cannot be read has changed.
+func (s *Source) changed() bool {
+	data, err := os.ReadFile(s.path)
+	return err != nil || sha256.Sum256(data) != s.digest
 }
 
 func (s *Source) reload(deliver func([]routing.Peer) (routing.Change, error)) (Report, error) {
@@ -112,14 +124,34 @@ func (s *Source) apply(deliver func([]routing.Peer) (routing.Change, error)) (Re
 	if err != nil {
 		return Report{}, err
 	}
-	if len(c.Tunnels) <= s.index {
-		return Report{}, fmt.Errorf("%s: tunnels[%d] is gone: stop this process to remove a tunnel", s.path, s.index)
-	}
-	change, err := deliver(c.Tunnels[s.index].RoutingPeers())
+	peers, err := s.peersFor(c)
 	if err != nil {
 		return Report{}, err
 	}
+	change, err := deliver(peers)
+	if err != nil {
+		return Report{}, err
+	}
+	s.digest = c.digest
 	return Report{Change: change, NeedsRestart: s.needsRestart(c)}, nil
+}
+
+// peersFor returns the peers that a new configuration has for the tunnel that runs. They are completed and checked
+// against what is in force: a port or an address family that changed in the file takes effect at the next start only.
+func (s *Source) peersFor(c *Config) ([]routing.Peer, error) {
+	running := s.running.Tunnels[s.index]
+	key := fmt.Sprintf("tunnels[%d]", s.index)
+	if len(c.Tunnels) <= s.index {
+		return nil, &Error{File: s.path, Key: key, Message: "is gone: stop this process to remove a tunnel"}
+	}
+	if is := c.Tunnels[s.index].Device.Name; is != running.Device.Name {
+		return nil, &Error{File: s.path, Key: key + ".device.name", Message: fmt.Sprintf("is %q, and %q runs: another tunnel stands here now; restart to change tunnels", is, running.Device.Name)}
+	}
+	peers := slices.Clone(c.written[s.index])
+	running.completePeers(peers)
+	d := &document{file: s.path}
+	d.checkPeers(&running, peers, key+".peers")
+	return toRouting(peers), d.err()
 }
 
 // needsRestart lists the keys that differ from those in force and are not peers.
@@ -176,15 +208,12 @@ func stamp(path string) fileStamp {
 	return st
 }
 
-// rested waits a moment and reports whether the file is there and still in state st.
+// rested waits a moment and reports whether the file is still in state st. One that is gone may be about to come back.
 func rested(ctx context.Context, path string, st fileStamp) bool {
 	select {
 	case <-ctx.Done():
 		return false
 	case <-time.After(settle):
-	}
-	if _, err := os.Stat(path); err != nil {
-		return false
 	}
 	return stamp(path) == st
 }

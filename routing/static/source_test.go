@@ -123,6 +123,53 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// The tunnel that runs decides what its peers may be: what changes in the file beside them waits for a restart.
+func TestReloadIsForTheTunnelThatRuns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vxlane.yaml")
+	write(t, path, configWith("a"))
+	r := newRig(t, path)
+
+	write(t, path, strings.Replace(configWith("a", "b"), "local: 172.30.0.1", "local: 172.30.0.1, port: 4789", 1))
+	report, err := r.source.Reload(t.Context())
+	if err != nil || !slices.Equal(report.NeedsRestart, []string{"tunnels[0].underlay.port"}) {
+		t.Errorf("another port: %+v, %v", report, err)
+	}
+	if got := r.table.Load().LookupName("b").Endpoint.String(); got != "172.30.0.3:8472" {
+		t.Errorf("another port: peers are sent to at %s", got)
+	}
+
+	v6 := strings.ReplaceAll(configWith("a"), "172.30.0.", "fd30::")
+	write(t, path, strings.NewReplacer("{name", "{name", "endpoint: fd30::2", "endpoint: \"fd30::2\"").Replace(v6))
+	if _, err := r.source.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "of another address family") {
+		t.Errorf("another family: %v", err)
+	}
+
+	write(t, path, strings.Replace(configWith("c"), "- underlay", "- device: {name: other}\n    underlay", 1))
+	if _, err := r.source.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "another tunnel stands here now") {
+		t.Errorf("another tunnel: %v", err)
+	}
+	r.await("a", "b")
+}
+
+// Only new content is a reason to read the file again: what was applied meanwhile must not be undone by chmod or touch.
+func TestTouchedFileIsNotReloaded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vxlane.yaml")
+	write(t, path, configWith("a"))
+	r := newRig(t, path)
+	if _, err := r.deliver(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(3 * pollInterval)
+	r.await()
+	if _, err := r.source.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.await("a")
+}
+
 func TestBadFileChangesNothing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vxlane.yaml")
 	write(t, path, configWith("a", "b"))

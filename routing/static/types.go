@@ -1,7 +1,6 @@
 package static
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -9,6 +8,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -50,6 +50,22 @@ func (r ReservedBits) Bits() encap.ReservedBits {
 	}
 	return encap.StrictBits
 }
+
+// Duration is a time.Duration that is written as text, such as 300s.
+type Duration time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil || v <= 0 {
+		return fmt.Errorf("%q: want a duration such as 300s", text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
 
 // TTL is a fixed TTL, or inherit.
 type TTL struct {
@@ -120,7 +136,9 @@ func (r *PortRange) UnmarshalText(text []byte) error {
 }
 
 // MarshalText implements encoding.TextMarshaler.
-func (r PortRange) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%d-%d", r.Low, r.High), nil }
+func (r PortRange) MarshalText() ([]byte, error) {
+	return fmt.Appendf(nil, "%d-%d", r.Low, r.High), nil
+}
 
 // Endpoint is an underlay address with an optional port; 0 stands for the tunnel's.
 type Endpoint struct{ netip.AddrPort }
@@ -131,7 +149,11 @@ func (e *Endpoint) UnmarshalText(text []byte) error {
 	if s == "" {
 		return errors.New("empty: want an address such as 172.30.0.2 or 172.30.0.2:4789")
 	}
-	if addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err == nil {
+	bare := s
+	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+		bare = s[1 : len(s)-1]
+	}
+	if addr, err := netip.ParseAddr(bare); err == nil {
 		*e = Endpoint{netip.AddrPortFrom(addr, 0)}
 		return nil
 	}
@@ -149,13 +171,16 @@ type Prefix struct{ netip.Prefix }
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (p *Prefix) UnmarshalText(text []byte) error {
 	s := string(text)
-	if addr, err := netip.ParseAddr(s); err == nil && addr.Zone() == "" {
+	if addr, err := netip.ParseAddr(s); err == nil && addr.Zone() == "" && !addr.Is4In6() {
 		*p = Prefix{netip.PrefixFrom(addr, addr.BitLen())}
 		return nil
 	}
 	prefix, err := netip.ParsePrefix(s)
+	if addr, addrErr := netip.ParseAddr(s); addrErr == nil {
+		prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
 	switch {
-	case err != nil:
+	case err != nil || prefix.Addr().Zone() != "":
 		return fmt.Errorf("%q: want a prefix such as 10.99.0.2/32 or 10.244.2.0/24", s)
 	case prefix.Addr().Is4In6():
 		return fmt.Errorf("%q: write the IPv4 prefix itself", s)
@@ -215,11 +240,24 @@ func deriveMAC(local netip.Addr, vni uint32) encap.MAC {
 	return m
 }
 
-// spacesForTabs lets JSON that is indented with tabs pass for YAML, which it otherwise is. A JSON string cannot hold a
-// raw tab, so nothing is lost.
-func spacesForTabs(data []byte) []byte {
+// yamlOf lets JSON pass for YAML, of which it is a part but for two things: it may be indented with tabs, and a string
+// may have \/ for a slash. Neither loses anything: a JSON string cannot hold a raw tab. Lines stay what they are.
+func yamlOf(data []byte) []byte {
 	if !json.Valid(data) {
 		return data
 	}
-	return bytes.ReplaceAll(data, []byte{'\t'}, []byte{' '})
+	out := make([]byte, 0, len(data))
+	for i := 0; i < len(data); i++ {
+		switch {
+		case data[i] == '\t':
+			out = append(out, ' ')
+		case data[i] == '\\' && data[i+1] == '/': // valid JSON: something follows a backslash
+		case data[i] == '\\':
+			out = append(out, data[i], data[i+1])
+			i++
+		default:
+			out = append(out, data[i])
+		}
+	}
+	return out
 }

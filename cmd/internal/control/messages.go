@@ -10,6 +10,7 @@ import (
 // Schemas of the answers. Fields are only ever added.
 const (
 	SchemaStatus = "vxlane/status/v1"
+	SchemaList   = "vxlane/list/v1" // several answers, from several tunnels
 	SchemaPeers  = "vxlane/peers/v1"
 	SchemaApply  = "vxlane/peer-apply/v1"
 	SchemaStats  = "vxlane/stats/v1"
@@ -117,6 +118,8 @@ type Change struct {
 	Schema string `json:"schema"`
 	Result string `json:"result"` // a sentence
 	static.Report
+	// Problems are what did not work although the peers are in force, such as routes that another device has.
+	Problems []string `json:"problems"`
 }
 
 // Error is what a refused request gets.

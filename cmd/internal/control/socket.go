@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -46,13 +47,14 @@ func Find(device string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if device == "" {
-		device = "*"
-	}
-	paths, err := filepath.Glob(filepath.Join(Dir, fmt.Sprintf("%s@%d.sock", device, inode)))
+	paths, err := filepath.Glob(filepath.Join(Dir, fmt.Sprintf("*@%d.sock", inode)))
 	if err != nil {
 		return nil, fmt.Errorf("look for sockets: %w", err)
 	}
+	paths = slices.DeleteFunc(paths, func(path string) bool {
+		name, _, _ := strings.Cut(filepath.Base(path), "@")
+		return device != "" && name != device || isStale(path)
+	})
 	if len(paths) == 0 {
 		return nil, fmt.Errorf("look for a socket in %s: %w: start a tunnel with vxlane up, or name its socket with --socket", Dir, ErrNotRunning)
 	}
@@ -72,7 +74,7 @@ func Listen(path string) (net.Listener, error) {
 	l, err := net.Listen("unix", path)
 	syscall.Umask(old)
 	if err != nil {
-		return nil, fmt.Errorf("open control socket: %w", err)
+		return nil, fmt.Errorf("open control socket: %w: choose a path that can be written with --socket", err)
 	}
 	return l, nil
 }
@@ -90,8 +92,23 @@ func Sweep() {
 	}
 }
 
+// isStale reports whether nobody listens on a socket: a killed process left it.
+func isStale(path string) bool {
+	conn, err := net.Dial("unix", path)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
+
 // removeStale removes a socket that nobody listens on. It is an error that somebody does.
 func removeStale(path string) error {
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err == nil && info.Mode().Type() != os.ModeSocket:
+		return &UsageError{fmt.Errorf("open control socket %s: a file that is no socket is there; choose another path with --socket", path)}
+	}
 	conn, err := net.Dial("unix", path)
 	switch {
 	case err == nil:

@@ -8,11 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/routing/static"
+	"github.com/vxlane/vxlane/tunnel"
 )
 
 // explainUnderlay adds to a socket's error what it means and what to do.
 func explainUnderlay(err error, u *static.Underlay) error {
+	var source *tunnel.SourcePortError
 	switch {
+	case errors.As(err, &source) && errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("%w: every port there is in use on this host; widen underlay.source_ports.range, or lower buckets", err)
 	case errors.Is(err, unix.EADDRINUSE):
 		return fmt.Errorf("%w: another process, or a vxlan device of the kernel, has UDP port %d (ss -lunp; ip -d link show type vxlan); stop it, or choose another with underlay.port (--port) here and as the peers' endpoint port", err, u.Port)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
@@ -39,3 +43,11 @@ type kernelError struct{ err error }
 
 func (e *kernelError) Error() string   { return e.err.Error() }
 func (e *kernelError) Unwrap() []error { return []error{e.err, ErrKernel} }
+
+// explainAddress marks a host without IPv6: what the kernel calls a permission is none that anyone could give.
+func explainAddress(err error) error {
+	if errors.Is(err, tunnel.ErrNoIPv6) {
+		return &kernelError{err}
+	}
+	return err
+}

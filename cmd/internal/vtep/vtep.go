@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"runtime"
+	"slices"
+	"sync"
 
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing"
@@ -27,9 +29,15 @@ type VTEP struct {
 	underlay      *tunnel.UDP
 	link          *tunnel.Link
 	log           *slog.Logger
-	routesWanted  bool
 	deviceAddress []netip.Prefix
+
+	mu       sync.Mutex // held while the set of peers changes, and the routes with it
+	ready    bool
+	routeErr error
 }
+
+// ErrNotReady is what SetPeers answers before the tunnel runs.
+var ErrNotReady = errors.New("the tunnel is not ready yet; try again in a moment")
 
 // ConfigError is a configuration that this host cannot run.
 type ConfigError struct{ err error }
@@ -40,7 +48,7 @@ func (e *ConfigError) Unwrap() error { return e.err }
 // Open makes the device and the sockets. Nothing on the host is changed beyond that until Start. key names the tunnel
 // in errors.
 func Open(c static.Tunnel, key string, log *slog.Logger) (*VTEP, error) {
-	v := &VTEP{Config: c, log: log, routesWanted: c.Routes, deviceAddress: c.Device.Addresses}
+	v := &VTEP{Config: c, log: log, deviceAddress: c.Device.Addresses}
 	if err := v.completeFromHost(key); err != nil {
 		return nil, err
 	}
@@ -63,7 +71,14 @@ func (v *VTEP) completeFromHost(key string) error {
 	}
 	overhead := encap.Overhead(codec, u.Local.Is6())
 	room := v.UnderlayMTU - overhead
+	lowest := 68
+	if slices.ContainsFunc(d.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() }) {
+		lowest = 1280
+	}
 	switch {
+	case room < lowest:
+		return &ConfigError{fmt.Errorf("%s.device.mtu: the underlay leaves %d bytes for a packet, and at least %d are needed (1280 with IPv6): %s has MTU %d, and %s over it adds %d bytes; raise the MTU of %s",
+			key, room, lowest, v.UnderlayName, v.UnderlayMTU, u.Encap, overhead, v.UnderlayName)}
 	case d.MTU == 0:
 		d.MTU = min(room, 65535)
 	case d.MTU > room:
@@ -71,7 +86,7 @@ func (v *VTEP) completeFromHost(key string) error {
 			key, d.MTU, v.UnderlayName, v.UnderlayMTU, u.Encap, overhead, room, v.UnderlayName)}
 	}
 	if d.Queues == 0 {
-		d.Queues = runtime.GOMAXPROCS(0)
+		d.Queues = min(runtime.GOMAXPROCS(0), static.MaxQueues)
 	}
 	return nil
 }
@@ -135,38 +150,53 @@ func (v *VTEP) Run(ctx context.Context, ready func()) error {
 // announce tells the host about the tunnel, which moves packets already.
 func (v *VTEP) announce(ctx context.Context) error {
 	if err := v.link.AddAddresses(v.deviceAddress); err != nil {
-		return err
+		return explainAddress(err)
 	}
 	if err := v.link.WatchAddresses(ctx, v.Tunnel.SetAddresses); err != nil {
 		return err
 	}
-	if _, err := v.Tunnel.SetPeers(v.Config.RoutingPeers()); err != nil {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if _, err := v.setPeers(v.Config.RoutingPeers()); err != nil {
 		return &ConfigError{err}
 	}
-	return v.syncRoutes()
+	v.ready = v.routeErr == nil
+	return v.routeErr
 }
 
-// SetPeers replaces the whole set of peers, and the routes to them.
+// SetPeers replaces the whole set of peers, and the routes to them. Routes that cannot be added do not hold the peers
+// back: RouteErr tells of them.
 func (v *VTEP) SetPeers(peers []routing.Peer) (routing.Change, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.ready {
+		return routing.Change{}, ErrNotReady
+	}
+	change, err := v.setPeers(peers)
+	if err == nil && v.routeErr != nil {
+		v.log.Error("some routes are missing", "device", v.Config.Device.Name, "err", v.routeErr)
+	}
+	return change, err
+}
+
+// RouteErr says which routes could not be added; nil when all are there.
+func (v *VTEP) RouteErr() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.routeErr
+}
+
+func (v *VTEP) setPeers(peers []routing.Peer) (routing.Change, error) {
 	change, err := v.Tunnel.SetPeers(peers)
-	if err != nil {
+	if err != nil || !v.Config.Routes {
 		return change, err
 	}
-	if err := v.syncRoutes(); err != nil {
-		v.log.Error("some routes are missing", "device", v.Config.Device.Name, "err", err)
-	}
-	return change, nil
-}
-
-func (v *VTEP) syncRoutes() error {
-	if !v.routesWanted {
-		return nil
-	}
 	var prefixes []netip.Prefix
-	for _, p := range v.Tunnel.Peers().Peers() {
+	for _, p := range peers {
 		prefixes = append(prefixes, p.AllowedIPs...)
 	}
-	return v.link.SetRoutes(prefixes)
+	v.routeErr = v.link.SetRoutes(prefixes)
+	return change, nil
 }
 
 // Close takes down what Open and Run have put up. It can be called at any stage.
