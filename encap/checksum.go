@@ -100,43 +100,55 @@ const (
 	ChecksumBad
 )
 
-// InspectChecksum tells how the TCP or UDP checksum of packet stands. It reads the payload only when it must: with verify
-// unset, a field that differs from the bare pseudo-header sum is reported as ChecksumWhole without being verified.
-func InspectChecksum(packet []byte, h *Headers, verify bool) ChecksumState {
+// transportChecksum returns the checksum field of a packet that has one to speak of, and the sum of its pseudo-header.
+func transportChecksum(packet []byte, h *Headers) (field []byte, pseudo uint16, ok bool) {
 	if h.L4 == 0 || h.Fragment {
-		return ChecksumOpaque
+		return nil, 0, false
 	}
 	offset, minHeader, ok := transportChecksumOffset(h.Proto)
 	if !ok || h.Len < h.L4+minHeader {
-		return ChecksumOpaque
+		return nil, 0, false
 	}
-	field := binary.BigEndian.Uint16(packet[h.L4+offset:])
-	if h.Proto == ProtoUDP && field == 0 {
-		return ChecksumOpaque
+	field = packet[h.L4+offset : h.L4+offset+2]
+	if h.Proto == ProtoUDP && field[0] == 0 && field[1] == 0 {
+		return nil, 0, false
 	}
-	pseudo := pseudoHeaderSum(packet, h, h.Len-h.L4)
-	partial := field == pseudo
-	if !partial && !verify {
-		return ChecksumWhole
-	}
+	return field, pseudoHeaderSum(packet, h, h.Len-h.L4), true
+}
+
+// HasPartialChecksum reports whether the TCP or UDP checksum field of packet holds the pseudo-header's sum alone, without
+// reading the payload. One whole checksum in 65,535 looks the same; FinishChecksum tells.
+func HasPartialChecksum(packet []byte, h *Headers) bool {
+	field, pseudo, ok := transportChecksum(packet, h)
+	return ok && binary.BigEndian.Uint16(field) == pseudo
+}
+
+// InspectChecksum tells how the TCP or UDP checksum of packet stands; it reads the payload.
+func InspectChecksum(packet []byte, h *Headers) ChecksumState {
+	field, pseudo, ok := transportChecksum(packet, h)
 	switch {
+	case !ok:
+		return ChecksumOpaque
 	case Sum(packet[h.L4:h.Len], pseudo) == 0xffff:
 		return ChecksumWhole
-	case partial:
+	case binary.BigEndian.Uint16(field) == pseudo:
 		return ChecksumPartial
 	}
 	return ChecksumBad
 }
 
-// FinishChecksum computes the TCP or UDP checksum of a packet that InspectChecksum found to be ChecksumPartial.
+// FinishChecksum computes the TCP or UDP checksum of a packet for which HasPartialChecksum is true. One that was whole
+// all the same is left alone.
 func FinishChecksum(packet []byte, h *Headers) {
-	offset, _, ok := transportChecksumOffset(h.Proto)
+	field, pseudo, ok := transportChecksum(packet, h)
 	if !ok {
 		return
 	}
-	field := packet[h.L4+offset : h.L4+offset+2]
-	field[0], field[1] = 0, 0
-	sum := ^Sum(packet[h.L4:h.Len], pseudoHeaderSum(packet, h, h.Len-h.L4))
+	sum := Sum(packet[h.L4:h.Len], pseudo)
+	if sum == 0xffff {
+		return
+	}
+	sum = ^addSum(sum, ^pseudo) // take out the field, which held the pseudo-header's sum
 	if h.Proto == ProtoUDP && sum == 0 {
 		sum = 0xffff // RFC 768: zero on the wire means none
 	}

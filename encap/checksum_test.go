@@ -68,15 +68,16 @@ func TestChecksumStates(t *testing.T) {
 			h := mustParseIP(t, whole)
 			offset, _, _ := transportChecksumOffset(h.Proto)
 			at := h.L4 + offset
-			if got := InspectChecksum(whole, h, true); got != ChecksumWhole {
+			if got := InspectChecksum(whole, h); got != ChecksumWhole {
 				t.Errorf("gopacket's checksum: %d", got)
 			}
 			partial := bytes.Clone(whole)
 			binary.BigEndian.PutUint16(partial[at:], pseudoHeaderSum(partial, h, h.Len-h.L4))
-			for _, verify := range []bool{true, false} {
-				if got := InspectChecksum(partial, h, verify); got != ChecksumPartial {
-					t.Errorf("bare pseudo-header sum: %d", got)
-				}
+			if got := InspectChecksum(partial, h); got != ChecksumPartial || !HasPartialChecksum(partial, h) {
+				t.Errorf("bare pseudo-header sum: %d", got)
+			}
+			if HasPartialChecksum(whole, h) {
+				t.Error("gopacket's checksum passes for a bare pseudo-header sum")
 			}
 			FinishChecksum(partial, h)
 			if !bytes.Equal(partial, whole) {
@@ -84,10 +85,27 @@ func TestChecksumStates(t *testing.T) {
 			}
 			bad := bytes.Clone(whole)
 			bad[at] ^= 0x40
-			if got := InspectChecksum(bad, h, true); got != ChecksumBad {
+			if got := InspectChecksum(bad, h); got != ChecksumBad {
 				t.Errorf("flipped bit: %d", got)
 			}
 		})
+	}
+}
+
+// A whole checksum that happens to equal the pseudo-header's sum is not "finished" into a wrong one.
+func TestWholeChecksumThatLooksPartial(t *testing.T) {
+	packet := udp4(t, []byte{0, 0})
+	h := mustParseIP(t, packet)
+	pseudo := pseudoHeaderSum(packet, h, h.Len-h.L4)
+	binary.BigEndian.PutUint16(packet[26:], pseudo)
+	packet[28], packet[29] = 0, 0
+	binary.BigEndian.PutUint16(packet[28:], ^Sum(packet[h.L4:h.Len], pseudo)) // payload that makes the sum right
+	before := bytes.Clone(packet)
+	if !HasPartialChecksum(packet, h) || InspectChecksum(packet, h) != ChecksumWhole {
+		t.Fatal("the packet is not what it should be")
+	}
+	if FinishChecksum(packet, h); !bytes.Equal(packet, before) {
+		t.Errorf("%x became %x", before, packet)
 	}
 }
 
@@ -101,7 +119,7 @@ func TestChecksumOpaque(t *testing.T) {
 	short := append([]byte(nil), udp4(t, nil)[:26]...)
 	short[3] = 26
 	for name, packet := range map[string][]byte{"UDP without": none, "fragment": fragment, "ICMP": icmp, "short UDP": short} {
-		if got := InspectChecksum(packet, mustParseIP(t, packet), true); got != ChecksumOpaque {
+		if got := InspectChecksum(packet, mustParseIP(t, packet)); got != ChecksumOpaque {
 			t.Errorf("%s: %d", name, got)
 		}
 	}

@@ -6,19 +6,19 @@ import (
 	"net/netip"
 )
 
-// FlowHash returns a hash of the flow that a packet belongs to: addresses and protocol, and the ports when the packet is
-// no fragment, so that all fragments of a packet agree. A packet that is not IP hashes its MACs and Kind, as the kernel
+// FlowHash returns a hash of the flow that a packet belongs to: addresses, and protocol and ports when the packet is no
+// fragment, so that all fragments of a packet agree. A packet that is not IP hashes its MACs and Kind, as the kernel
 // does (include/net/udp.h, udp_flow_src_port). The value is the same in every process.
 func (h *Headers) FlowHash() uint32 {
 	switch h.Kind {
 	case KindIPv4, KindIPv6:
-		ports := uint64(0)
-		if h.HasPorts && !h.Fragment {
-			ports = uint64(h.SrcPort)<<16 | uint64(h.DstPort)
+		var ports, proto uint64
+		if !h.Fragment {
+			ports, proto = uint64(h.SrcPort)<<16|uint64(h.DstPort), uint64(h.Proto)
 		}
 		acc := mix(HashAddr(h.Src), 0x9e3779b97f4a7c15)
 		acc = mix(acc^HashAddr(h.Dst), 0xbf58476d1ce4e5b9)
-		acc = mix(acc^(ports<<8|uint64(h.Proto)), 0x94d049bb133111eb)
+		acc = mix(acc^(ports<<8|proto), 0x94d049bb133111eb)
 		return uint32(acc ^ acc>>32)
 	}
 	acc := mix(h.Link.Src.Uint64(), 0x9e3779b97f4a7c15)

@@ -70,6 +70,9 @@ func ParseND(packet []byte, h *Headers) (ND, Reason) {
 		return ND{}, r
 	}
 	n.LinkAddr = link
+	if n.Src.IsUnspecified() && n.Type == NeighbourSolicitation && !link.IsZero() || n.Solicited && n.Dst.IsMulticast() {
+		return ND{}, NotIP
+	}
 	return n, None
 }
 

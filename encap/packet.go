@@ -72,6 +72,7 @@ type Headers struct {
 	SrcPort, DstPort uint16
 	HasPorts         bool // SrcPort and DstPort were read (TCP, UDP)
 	Fragment         bool // a fragment of a larger packet, the first one included
+	Later            bool // a fragment that is not the first: the transport header is in another
 	TOS, TTL         uint8
 	DF               bool // IPv4: don't fragment
 }
@@ -161,7 +162,7 @@ func parseIPv4(b []byte, off int, h *Headers) Reason {
 	if flags&0x1fff == 0 {
 		parseTransport(b, off+headerLen, p[9], h)
 	} else {
-		h.Proto = p[9]
+		h.Proto, h.Later = p[9], true
 	}
 	return None
 }
@@ -212,7 +213,7 @@ func walkExtensions(b []byte, off int, next uint8, h *Headers) {
 			size = 8
 			h.Fragment = true
 			if binary.BigEndian.Uint16(b[off+2:])&0xfff8 != 0 {
-				h.Proto = b[off]
+				h.Proto, h.Later = b[off], true
 				return
 			}
 		case auth:

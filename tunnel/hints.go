@@ -20,8 +20,9 @@ type hints struct {
 
 const (
 	hintSlots = 4096
-	// minHint keeps a wild claim from making every packet tiny: the smallest MTU of IPv4 that hosts must take (RFC 791).
-	minHint = 576
+	// minHint and minHint6 keep a wild claim from making every packet tiny: what every host must take (RFC 791, RFC 8200).
+	minHint  = 576
+	minHint6 = 1280
 )
 
 // learn takes in what a packet to the underlay tells its receiver.
@@ -34,7 +35,11 @@ func (t *hints) learn(packet []byte, h *encap.Headers) {
 		return
 	}
 	slot, tag := t.slot(host)
-	size = min(max(size, minHint), math.MaxUint16)
+	lowest := minHint
+	if host.Is6() {
+		lowest = minHint6
+	}
+	size = min(max(size, lowest), math.MaxUint16)
 	if old := slot.Load(); old>>16 == tag && int(old&0xffff) <= size {
 		return
 	}

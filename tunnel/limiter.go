@@ -7,8 +7,8 @@ import (
 	"github.com/vxlane/vxlane/encap"
 )
 
-// limiter bounds the ICMP errors that one worker originates, about as the kernel does (net.ipv4.icmp_msgs_per_sec,
-// icmp_ratelimit): in all, and to each destination. One goroutine may use it.
+// limiter bounds the ICMP errors that a tunnel originates, about as the kernel does (net.ipv4.icmp_msgs_per_sec,
+// icmp_ratelimit): in all, and to each destination. One goroutine at a time may use it.
 type limiter struct {
 	now     func() time.Time
 	all     bucket

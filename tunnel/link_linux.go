@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -65,7 +63,9 @@ func (l *Link) AddAddresses(addrs []netip.Prefix) error {
 		if err := netlink.AddrReplace(l.handle(), l.addr(a)); err != nil {
 			return fmt.Errorf("add address %s to %s: %w", a, l.name, explainIPv6(a.Addr(), err))
 		}
-		l.addrs = append(l.addrs, a)
+		if !slices.Contains(l.addrs, a) {
+			l.addrs = append(l.addrs, a)
+		}
 	}
 	return nil
 }
@@ -93,12 +93,17 @@ func (l *Link) addr(a netip.Prefix) *netlink.Addr {
 	return addr
 }
 
-// SetRoutes makes the device's routes those for prefixes: new ones are added, old ones that Link added are removed. A
-// prefix that one of the device's own addresses covers exactly has its route already. All prefixes are tried; the error
-// joins what could not be done.
+// SetRoutes makes the device's routes those for prefixes: missing ones are added, and those that Link added and that are
+// not wanted any more removed. What is there is asked of the kernel each time, which drops routes when a device goes
+// down. A prefix that one of the device's own addresses covers exactly has its route already. All prefixes are tried;
+// the error joins what could not be done.
 func (l *Link) SetRoutes(prefixes []netip.Prefix) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	present, err := l.presentRoutes()
+	if err != nil {
+		return err
+	}
 	wanted := make(map[netip.Prefix]bool, len(prefixes))
 	var errs []error
 	for _, p := range prefixes {
@@ -106,7 +111,7 @@ func (l *Link) SetRoutes(prefixes []netip.Prefix) error {
 			continue
 		}
 		wanted[p] = true
-		if l.routes[p] {
+		if l.routes[p] && present[p] {
 			continue
 		}
 		if err := netlink.RouteAdd(l.route(p)); err != nil {
@@ -121,6 +126,22 @@ func (l *Link) SetRoutes(prefixes []netip.Prefix) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// presentRoutes returns the prefixes that have a route through the device as Link adds them.
+func (l *Link) presentRoutes() (map[netip.Prefix]bool, error) {
+	filter := &netlink.Route{LinkIndex: l.index, Protocol: unix.RTPROT_STATIC}
+	list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return nil, fmt.Errorf("list routes of %s: %w", l.name, err)
+	}
+	present := make(map[netip.Prefix]bool, len(list))
+	for _, route := range list {
+		if p, ok := prefixFromNet(route.Dst); ok {
+			present[p] = true
+		}
+	}
+	return present, nil
 }
 
 func (l *Link) explainRoute(p netip.Prefix, err error) error {
@@ -181,85 +202,6 @@ func (l *Link) Addresses() ([]netip.Prefix, error) {
 	return prefixes, nil
 }
 
-// WatchAddresses calls changed with the device's addresses, now and whenever they change, until ctx ends.
-func (l *Link) WatchAddresses(ctx context.Context, changed func([]netip.Prefix)) error {
-	w := &addressWatch{link: l, changed: changed}
-	if err := w.subscribe(); err != nil {
-		return err
-	}
-	w.report()
-	go w.run(ctx)
-	return nil
-}
-
-// addressWatch follows the addresses of a device.
-type addressWatch struct {
-	link    *Link
-	changed func([]netip.Prefix)
-	updates chan netlink.AddrUpdate
-	done    chan struct{}
-}
-
-// resubscribeTime is how long the watch pauses when the kernel ends a subscription, which it does when it has more to
-// tell than the socket takes.
-const resubscribeTime = time.Second
-
-func (w *addressWatch) subscribe() error {
-	w.updates, w.done = make(chan netlink.AddrUpdate, 64), make(chan struct{})
-	err := netlink.AddrSubscribeWithOptions(w.updates, w.done, netlink.AddrSubscribeOptions{
-		ErrorCallback: func(err error) {
-			w.link.log.Debug("address subscription ended", "device", w.link.name, "err", err)
-		},
-	})
-	if err != nil {
-		return fmt.Errorf("watch addresses of %s: %w", w.link.name, err)
-	}
-	return nil
-}
-
-func (w *addressWatch) report() {
-	addrs, err := w.link.Addresses()
-	if err != nil {
-		w.link.log.Warn("cannot follow the device's addresses", "device", w.link.name, "err", err)
-		return
-	}
-	w.changed(addrs)
-}
-
-func (w *addressWatch) run(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			close(w.done)
-			return
-		case u, ok := <-w.updates:
-			switch {
-			case ok && u.LinkIndex == w.link.index:
-				w.report()
-			case !ok && !w.resubscribe(ctx):
-				return
-			}
-		}
-	}
-}
-
-// resubscribe starts anew after a subscription ended, and catches up; false when ctx ended first.
-func (w *addressWatch) resubscribe(ctx context.Context) bool {
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(resubscribeTime):
-		}
-		if err := w.subscribe(); err != nil {
-			w.link.log.Warn("cannot follow the device's addresses", "device", w.link.name, "err", err)
-			continue
-		}
-		w.report()
-		return true
-	}
-}
-
 // IsUp reports whether the device is there and up.
 func (l *Link) IsUp() bool {
 	link, err := netlink.LinkByIndex(l.index)
@@ -298,6 +240,9 @@ func ipNet(p netip.Prefix) *net.IPNet {
 }
 
 func prefixFromNet(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
 	addr, ok := netip.AddrFromSlice(n.IP)
 	if !ok {
 		return netip.Prefix{}, false

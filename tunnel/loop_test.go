@@ -46,10 +46,11 @@ func TestTransmit(t *testing.T) {
 	})
 }
 
-// sentTo returns the datagrams for one endpoint that carry IP: requests for MACs are left out.
+// sentTo returns the datagrams for one endpoint that carry packets to it: what is sent to a group MAC, requests and
+// announcements, is left out.
 func sentTo(r *rig, endpoint string) (out []tunnel.Datagram) {
 	for _, d := range r.underlay.Sent() {
-		if d.Remote.String() == endpoint && (len(d.Data) < 22 || d.Data[20] != 8 || d.Data[21] != 6) {
+		if d.Remote.String() == endpoint && (d.Data[0] != 8 || d.Data[8]&1 == 0) {
 			out = append(out, d)
 		}
 	}
@@ -251,8 +252,8 @@ func TestICMPErrorsAreLimited(t *testing.T) {
 		if s.Encap.Reasons["no_tx_target"] != 100 || s.Generated.ICMPErrors == 0 || s.Generated.ICMPErrors > 10 {
 			t.Errorf("counters %+v", s)
 		}
-		if a := r.device.Injected()[0]; a[20] != 3 || a[21] != 1 || !bytes.Equal(a[12:16], []byte{10, 99, 0, 1}) {
-			t.Errorf("answer %x, want host unreachable from 10.99.0.1", a)
+		if a := r.device.Injected()[0]; a[20] != 3 || a[21] != 1 || !bytes.Equal(a[12:20], []byte{10, 88, 0, 1, 10, 99, 0, 1}) {
+			t.Errorf("answer %x, want host unreachable from 10.88.0.1 to 10.99.0.1", a)
 		}
 	})
 }
@@ -281,6 +282,7 @@ func TestSendFailuresAreCountedApart(t *testing.T) {
 
 func TestDeviceThatIsGoneEndsTheTunnel(t *testing.T) {
 	r := newRig(t, rigConfig())
+	defer r.conserved()
 	r.device.Queue(0).Gone = tunneltest.ErrGone
 	r.underlay.Receiver(0).Put(tunneltest.From("172.30.0.2", frame(udp(t, "10.99.0.2", "10.99.0.1", 53, nil))))
 	if err := r.tunnel.Run(t.Context()); !errors.Is(err, tunneltest.ErrGone) {

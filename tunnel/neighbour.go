@@ -43,6 +43,7 @@ type neighbours struct {
 	now func() time.Time
 
 	mu      sync.Mutex
+	stopped bool // the sender may be used no more
 	entries map[*routing.State]*neighbour
 	waiting int
 	answers bucket
@@ -56,6 +57,7 @@ type neighbours struct {
 type neighbour struct {
 	peer    *routing.Peer
 	queue   []heldPacket
+	since   time.Time // the oldest of them came
 	probes  int       // unanswered requests
 	asked   time.Time // last request
 	heard   time.Time // last answer
@@ -73,36 +75,76 @@ func newNeighbours(t *Tunnel, sender Sender) *neighbours {
 	return &neighbours{t: t, now: time.Now, entries: make(map[*routing.State]*neighbour), sender: sender}
 }
 
-// synchronise follows a new snapshot: peers that left are forgotten, new ones are asked at once.
-func (n *neighbours) synchronise(s *routing.Snapshot) {
-	if !n.t.rules.Ethernet {
-		return
-	}
+// apply puts a new snapshot in force and follows it: peers that left are forgotten, those that came or moved hear of us
+// and are asked at once. Packets that need to know wait for mu meanwhile, so that none meets half of it.
+func (n *neighbours) apply(snapshot *routing.Snapshot) routing.Change {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	before := n.t.table.Load()
+	change := n.t.table.Apply(snapshot)
+	if !n.t.rules.Ethernet {
+		return change
+	}
 	for _, e := range n.entries {
 		e.present = false
 	}
-	for _, p := range s.Peers() {
-		if !p.MAC.IsZero() {
-			continue
-		}
-		e := n.entries[p.State()]
-		if e == nil {
-			e = new(neighbour)
-			n.entries[p.State()] = e
-		}
-		moved := e.peer == nil || e.peer.Endpoint != p.Endpoint
-		e.peer, e.present = p, true
+	for _, p := range snapshot.Peers() {
+		old := before.LookupName(p.Name)
+		moved := old == nil || old.Endpoint != p.Endpoint
 		if moved {
-			e.probes = 0
-			n.ask(e)
+			n.announce(p)
 		}
+		n.follow(p, moved || resolveAddr(old) != resolveAddr(p))
 	}
 	for state, e := range n.entries {
 		if !e.present {
 			n.giveUp(e)
 			delete(n.entries, state)
+		}
+	}
+	return change
+}
+
+// follow brings the entry of one peer up to date. What is known of one that moved is its old host's.
+func (n *neighbours) follow(p *routing.Peer, moved bool) {
+	e := n.entries[p.State()]
+	if !p.MAC.IsZero() {
+		if e != nil { // it is configured with a MAC now: what waited can go
+			e.peer = p
+			n.releaseAll(e, p.MAC)
+		}
+		return
+	}
+	if e == nil {
+		e, moved = new(neighbour), true
+		n.entries[p.State()] = e
+	}
+	e.peer, e.present = p, true
+	if moved {
+		p.State().SetResolvedMAC(encap.MAC{})
+		e.probes = 0
+		n.ask(e)
+	}
+}
+
+func resolveAddr(p *routing.Peer) netip.Addr {
+	a, _ := p.ResolveAddr()
+	return a
+}
+
+// announce tells a peer our MAC, which it may know otherwise: another device had our addresses before, or we had another
+// MAC (RFC 5227 section 2.3, RFC 4861 section 7.2.6).
+func (n *neighbours) announce(p *routing.Peer) {
+	for _, prefix := range n.t.own.Load().prefixes {
+		switch a := prefix.Addr(); {
+		case a.Is4():
+			n.sendARPRequest(p, encap.MAC{}, a, a)
+		case !a.IsLinkLocalUnicast():
+			all := netip.IPv6LinkLocalAllNodes()
+			nd := encap.ND{Type: encap.NeighbourAdvertisement, Src: a, Dst: all, Target: a, LinkAddr: n.t.rules.MAC, Override: true}
+			if n.send(p, encap.MulticastMAC(all), encap.KindIPv6, nd.Append) {
+				n.t.slow.generated.advertisements.Add(1)
+			}
 		}
 	}
 }
@@ -129,6 +171,7 @@ func (n *neighbours) run(ctx context.Context) {
 func (n *neighbours) stop() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.stopped = true
 	for _, e := range n.entries {
 		n.giveUp(e)
 	}
@@ -145,12 +188,12 @@ func (n *neighbours) tick() {
 
 // revisit decides whether e is due for another request, or its waiting packets for giving up.
 func (n *neighbours) revisit(e *neighbour, now time.Time) {
+	if len(e.queue) > 0 && now.Sub(e.since) >= maxProbes*retransTime {
+		n.giveUp(e)
+	}
 	since := now.Sub(e.asked)
 	if since < retransTime {
 		return
-	}
-	if len(e.queue) > 0 && e.probes >= maxProbes {
-		n.giveUp(e)
 	}
 	known := !e.peer.State().ResolvedMAC().IsZero()
 	switch {
@@ -180,16 +223,19 @@ func (n *neighbours) hold(peer *routing.Peer, p *Packet) (encap.MAC, encap.Reaso
 		return mac, encap.None
 	}
 	e := n.entries[peer.State()]
-	if e == nil || len(e.queue) >= maxWaiting || n.waiting >= maxWaitingTotal {
+	if e == nil || n.stopped || len(e.queue) >= maxWaiting || n.waiting >= maxWaitingTotal {
 		return encap.MAC{}, encap.NeighbourUnresolved
+	}
+	if len(e.queue) == 0 {
+		e.since = n.now()
+		if e.since.Sub(e.asked) >= retransTime {
+			e.probes = 0
+			n.ask(e)
+		}
 	}
 	buf := make([]byte, Headroom, Headroom+len(p.Data))
 	e.queue = append(e.queue, heldPacket{append(buf, p.Data...), p.Headers})
 	n.waiting++
-	if n.now().Sub(e.asked) >= retransTime {
-		e.probes = 0
-		n.ask(e)
-	}
 	return encap.MAC{}, encap.None
 }
 
@@ -230,20 +276,21 @@ func (n *neighbours) ask(e *neighbour) {
 	}
 	e.asked = n.now()
 	e.probes++
-	src, _ := n.t.own.Load().SourceFor(target)
-	if target.Is4() {
+	src, ok := n.t.own.Load().SourceFor(target)
+	switch {
+	case target.Is4():
+		if !ok {
+			src = netip.IPv4Unspecified() // a probe, RFC 5227
+		}
 		n.sendARPRequest(e.peer, dst, src, target)
-		return
+	case ok: // a solicitation from :: would be duplicate address detection
+		n.sendSolicitation(e.peer, dst, src, target)
 	}
-	n.sendSolicitation(e.peer, dst, src, target)
 }
 
 func (n *neighbours) sendARPRequest(p *routing.Peer, dst encap.MAC, src, target netip.Addr) {
 	if dst.IsZero() {
 		dst = encap.Broadcast
-	}
-	if !src.IsValid() {
-		src = netip.IPv4Unspecified() // a probe, RFC 5227
 	}
 	a := encap.ARP{Op: encap.ARPRequest, SenderMAC: n.t.rules.MAC, SenderIP: src, TargetIP: target}
 	if n.send(p, dst, encap.KindARP, a.Append) {
@@ -252,14 +299,10 @@ func (n *neighbours) sendARPRequest(p *routing.Peer, dst encap.MAC, src, target 
 }
 
 func (n *neighbours) sendSolicitation(p *routing.Peer, dst encap.MAC, src, target netip.Addr) {
-	group := encap.SolicitedNode(target)
+	nd := encap.ND{Type: encap.NeighbourSolicitation, Src: src, Dst: target, Target: target, LinkAddr: n.t.rules.MAC}
 	if dst.IsZero() {
-		dst = encap.MulticastMAC(group)
-	}
-	nd := encap.ND{Type: encap.NeighbourSolicitation, Src: src, Dst: group, Target: target, LinkAddr: n.t.rules.MAC}
-	if !src.IsValid() {
-		// RFC 4861 section 4.3: without a source address there is no source link-layer option.
-		nd.Src, nd.LinkAddr = netip.IPv6Unspecified(), encap.MAC{}
+		nd.Dst = encap.SolicitedNode(target)
+		dst = encap.MulticastMAC(nd.Dst)
 	}
 	if n.send(p, dst, encap.KindIPv6, nd.Append) {
 		n.t.slow.generated.solicitations.Add(1)
@@ -267,62 +310,80 @@ func (n *neighbours) sendSolicitation(p *routing.Peer, dst encap.MAC, src, targe
 }
 
 // consume takes in an ARP or neighbour discovery packet from a known peer, and answers it when it asks for one of our
-// addresses. The reason is not None when the packet is malformed.
+// addresses. The reason is not None when the packet is malformed, or when more is asked than is answered.
 func (n *neighbours) consume(peer *routing.Peer, packet []byte, h *encap.Headers) encap.Reason {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if h.Kind == encap.KindARP {
 		a, r := encap.ParseARP(packet)
-		if r == encap.None {
-			n.consumeARP(peer, a)
+		if r != encap.None {
+			return r
 		}
-		return r
+		return n.consumeARP(n.speaker(peer, a.SenderIP), a)
 	}
 	nd, r := encap.ParseND(packet, h)
-	if r == encap.None {
-		n.consumeND(peer, nd, h.Link.Src)
+	if r != encap.None {
+		return r
 	}
-	return r
+	return n.consumeND(n.speaker(peer, nd.Src), nd, h.Link.Src)
 }
 
-func (n *neighbours) consumeARP(peer *routing.Peer, a encap.ARP) {
+func (n *neighbours) consumeARP(peer *routing.Peer, a encap.ARP) encap.Reason {
 	n.learn(a.SenderIP, peer, a.SenderMAC)
-	if a.Op != encap.ARPRequest || !n.t.own.Load().Has(a.TargetIP) || !n.mayAnswer() {
-		return
+	if a.Op != encap.ARPRequest || !n.t.own.Load().Has(a.TargetIP) {
+		return encap.None
+	}
+	if !n.mayAnswer() {
+		return encap.RateLimited
 	}
 	reply := encap.ARP{Op: encap.ARPReply, SenderMAC: n.t.rules.MAC, SenderIP: a.TargetIP, TargetMAC: a.SenderMAC, TargetIP: a.SenderIP}
 	if n.send(peer, a.SenderMAC, encap.KindARP, reply.Append) {
 		n.t.slow.generated.arpReplies.Add(1)
 	}
+	return encap.None
 }
 
-func (n *neighbours) consumeND(peer *routing.Peer, nd encap.ND, sender encap.MAC) {
+func (n *neighbours) consumeND(peer *routing.Peer, nd encap.ND, sender encap.MAC) encap.Reason {
 	if nd.Type == encap.NeighbourAdvertisement {
 		if nd.LinkAddr.IsZero() {
 			nd.LinkAddr = sender // RFC 4861 section 4.4: may be left out when the request was unicast
 		}
 		n.learn(nd.Target, peer, nd.LinkAddr)
-		return
+		return encap.None
 	}
 	if !nd.LinkAddr.IsZero() {
 		n.learn(nd.Src, peer, nd.LinkAddr)
 	}
-	if !n.t.own.Load().Has(nd.Target) || !n.mayAnswer() {
-		return
+	if !n.t.own.Load().Has(nd.Target) {
+		return encap.None
+	}
+	if !n.mayAnswer() {
+		return encap.RateLimited
 	}
 	answer := encap.ND{
 		Type: encap.NeighbourAdvertisement, Src: nd.Target, Dst: nd.Src, Target: nd.Target,
 		LinkAddr: n.t.rules.MAC, Solicited: true, Override: true,
 	}
 	dst := nd.LinkAddr
-	if nd.Src.IsUnspecified() || dst.IsZero() {
-		// Duplicate address detection (RFC 4861 section 7.2.4): everyone is told.
+	switch {
+	case nd.Src.IsUnspecified(): // duplicate address detection (RFC 4861 section 7.2.4): everyone is told
 		answer.Dst, answer.Solicited = netip.IPv6LinkLocalAllNodes(), false
 		dst = encap.MulticastMAC(answer.Dst)
+	case dst.IsZero():
+		dst = sender
 	}
 	if n.send(peer, dst, encap.KindIPv6, answer.Append) {
 		n.t.slow.generated.advertisements.Add(1)
 	}
+	return encap.None
+}
+
+// speaker tells apart peers that share an underlay address: the one that addr, an inner address, is behind.
+func (n *neighbours) speaker(peer *routing.Peer, addr netip.Addr) *routing.Peer {
+	if p := n.t.table.Load().Lookup(addr); p != nil && p.Endpoint.Addr() == peer.Endpoint.Addr() {
+		return p
+	}
+	return peer
 }
 
 func (n *neighbours) mayAnswer() bool {
@@ -341,12 +402,18 @@ func (n *neighbours) learn(addr netip.Addr, from *routing.Peer, mac encap.MAC) {
 		return
 	}
 	e.probes, e.heard, e.used = 0, n.now(), peer.State().Totals().EncapPackets
+	e.peer = peer
+	n.releaseAll(e, mac)
+	peer.State().SetResolvedMAC(mac)
+}
+
+// releaseAll sends what waits for e.
+func (n *neighbours) releaseAll(e *neighbour, mac encap.MAC) {
 	for i := range e.queue {
-		n.release(peer, mac, &e.queue[i])
+		n.release(e.peer, mac, &e.queue[i])
 	}
 	n.waiting -= len(e.queue)
 	e.queue = nil
-	peer.State().SetResolvedMAC(mac)
 }
 
 // release sends one packet that waited.
@@ -374,6 +441,9 @@ func (n *neighbours) release(peer *routing.Peer, mac encap.MAC, held *heldPacket
 
 // send encapsulates what appendTo appends and sends it to p.
 func (n *neighbours) send(p *routing.Peer, dst encap.MAC, kind encap.Kind, appendTo func([]byte) []byte) bool {
+	if n.stopped {
+		return false
+	}
 	codec := n.t.rules.Codec
 	n.buf = slices.Grow(n.buf[:0], codec.Headroom())[:codec.Headroom()]
 	n.buf = appendTo(n.buf)
@@ -382,7 +452,7 @@ func (n *neighbours) send(p *routing.Peer, dst encap.MAC, kind encap.Kind, appen
 	if codec.Encap(header, packet, &h, h.Link) != encap.None {
 		return false
 	}
-	n.dgram[0] = Datagram{Data: n.buf, Remote: p.Endpoint, Flow: h.FlowHash()}
+	n.dgram[0] = Datagram{Data: n.buf, Remote: p.Endpoint, Flow: h.FlowHash(), TOS: n.t.cfg.TOS}
 	n.sender.Send(n.dgram[:])
 	return n.dgram[0].Reason == encap.None
 }

@@ -3,6 +3,7 @@ package tunnel_test
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,11 +26,11 @@ func ndFrom(endpoint string, n encap.ND) tunnel.Datagram {
 	return tunneltest.From(endpoint, frame(n.Append(nil)))
 }
 
-// arpRequests returns the requests sent to an endpoint.
+// arpRequests returns the requests sent to an endpoint; announcements are none.
 func arpRequests(r *rig, endpoint string) (out []encap.ARP) {
 	for _, d := range r.underlay.Sent() {
 		if d.Remote.String() == endpoint && d.Data[20] == 8 && d.Data[21] == 6 {
-			if a, reason := encap.ParseARP(d.Data[22:]); reason == encap.None && a.Op == encap.ARPRequest {
+			if a, reason := encap.ParseARP(d.Data[22:]); reason == encap.None && a.Op == encap.ARPRequest && a.SenderIP != a.TargetIP {
 				out = append(out, a)
 			}
 		}
@@ -89,6 +90,98 @@ func TestPacketsDoNotWaitForever(t *testing.T) {
 		}
 		if n := len(arpRequests(r, "172.30.0.3:8472")); n < 3 || n > 7 {
 			t.Errorf("asked %d times in 6 seconds", n)
+		}
+	})
+}
+
+// However the packets are spaced, none waits for long: what is delivered late is worse than what is lost.
+func TestPacketsThatTrickleDoNotWaitForever(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, rigConfig())
+		r.start()
+		for range 30 {
+			r.device.Queue(0).Put(udp(t, "10.99.0.1", "10.99.0.3", 53, nil))
+			time.Sleep(1003 * time.Millisecond)
+			if s := r.tunnel.Stats().Encap; s.Held > 4 {
+				t.Fatalf("%d packets wait", s.Held)
+			}
+		}
+	})
+}
+
+// A peer that moved is another host: its MAC is asked for anew, and it is told ours.
+func TestMovedPeerIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, rigConfig())
+		r.start()
+		r.underlay.Receiver(0).Put(arpFrom("172.30.0.3", encap.ARPReply, hcMAC, "10.99.0.3", "10.99.0.1"))
+		synctest.Wait()
+		peers := rigPeers()
+		peers[1].Endpoint = netip.MustParseAddrPort("172.30.0.8:8472")
+		if _, err := r.tunnel.SetPeers(peers); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.tunnel.Peers().LookupName("hc").LinkAddr(); !got.IsZero() {
+			t.Errorf("the old host's MAC %s is kept", got)
+		}
+		if n := len(arpRequests(r, "172.30.0.8:8472")); n != 1 {
+			t.Errorf("asked %d times at the new place", n)
+		}
+		announced := slices.ContainsFunc(r.underlay.Sent(), func(d tunnel.Datagram) bool {
+			a, reason := encap.ParseARP(d.Data[22:])
+			return d.Remote.String() == "172.30.0.8:8472" && reason == encap.None && a.SenderIP == a.TargetIP && a.SenderMAC == ourMAC
+		})
+		if !announced {
+			t.Error("the new host was not told our MAC")
+		}
+		// Another set with a MAC configured lets go what waits.
+		r.device.Queue(0).Put(udp(t, "10.99.0.1", "10.99.0.3", 53, nil))
+		synctest.Wait()
+		peers[1].MAC = hcMAC
+		if _, err := r.tunnel.SetPeers(peers); err != nil {
+			t.Fatal(err)
+		}
+		if sent := sentTo(r, "172.30.0.8:8472"); len(sent) != 1 || encap.MAC(sent[0].Data[8:14]) != hcMAC {
+			t.Errorf("sent %+v", sent)
+		}
+	})
+}
+
+// Two peers behind one address, on two ports: each is answered at its own.
+func TestPeersThatShareAnAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, rigConfig())
+		r.start()
+		peers := rigPeers()
+		peers[1].Endpoint = netip.MustParseAddrPort("172.30.0.2:4789")
+		if _, err := r.tunnel.SetPeers(peers); err != nil {
+			t.Fatal(err)
+		}
+		before := len(r.underlay.Sent())
+		r.underlay.Receiver(0).Put(
+			arpFrom("172.30.0.2", encap.ARPRequest, hcMAC, "10.99.0.3", "10.99.0.1"),
+			tunneltest.From("172.30.0.2", frame(udp(t, "10.99.0.3", "10.99.0.1", 53, nil))),
+		)
+		synctest.Wait()
+		if sent := r.underlay.Sent()[before:]; len(sent) != 1 || sent[0].Remote.String() != "172.30.0.2:4789" {
+			t.Errorf("answered %+v", sent)
+		}
+		if st := r.tunnel.PeerStatus(); st[1].DecapPackets != 1 || st[1].Peer.LinkAddr() != hcMAC {
+			t.Errorf("peer %+v", st[1])
+		}
+	})
+}
+
+func TestAnswersAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, rigConfig())
+		r.start()
+		for range 3000 {
+			r.underlay.Receiver(0).Put(arpFrom("172.30.0.2", encap.ARPRequest, peerMAC, "10.99.0.2", "10.99.0.1"))
+			synctest.Wait()
+		}
+		if s := r.tunnel.Stats(); s.Generated.ARPReplies != 1000 || s.Decap.Reasons["rate_limited"] != 2000 {
+			t.Errorf("counters %+v", s)
 		}
 	})
 }
@@ -195,15 +288,20 @@ func TestOwnAddressesAreAnsweredFor(t *testing.T) {
 			n, ok := advertisement(d)
 			return ok && n.Dst == v6("ff02::1") && !n.Solicited && n.LinkAddr == ourMAC
 		}},
+		{"unicast solicitation without a link address", ndFrom("172.30.0.2", solicit("fd99::2", "fd99::1", encap.MAC{})), func(d []byte) bool {
+			n, ok := advertisement(d)
+			return ok && n.Dst == v6("fd99::2") && n.Solicited && encap.MAC(d[8:14]) == peerMAC
+		}},
 		{"solicitation for another", ndFrom("172.30.0.2", solicit("fd99::2", "fd99::7", peerMAC)), nil},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			r := newRig(t, rigConfig())
 			r.start()
+			before := len(r.underlay.Sent())
 			r.underlay.Receiver(0).Put(c.in)
 			synctest.Wait()
 			var answers [][]byte
-			for _, d := range r.underlay.Sent() {
+			for _, d := range r.underlay.Sent()[before:] {
 				if d.Remote.String() == "172.30.0.2:8472" {
 					answers = append(answers, d.Data)
 				}
@@ -240,9 +338,11 @@ func TestIPv6PeerIsSolicited(t *testing.T) {
 		if _, err := r.tunnel.SetPeers(peers); err != nil {
 			t.Fatal(err)
 		}
-		sent := sentTo(r, "172.30.0.4:8472")
-		if len(sent) != 1 || encap.MAC(sent[0].Data[8:14]).String() != "33:33:ff:00:00:04" {
-			t.Fatalf("sent %+v", sent)
+		asked := slices.ContainsFunc(r.underlay.Sent(), func(d tunnel.Datagram) bool {
+			return d.Remote.String() == "172.30.0.4:8472" && encap.MAC(d.Data[8:14]).String() == "33:33:ff:00:00:04"
+		})
+		if !asked {
+			t.Fatalf("sent %+v", r.underlay.Sent())
 		}
 		target := netip.MustParseAddr("fd99::4")
 		r.underlay.Receiver(0).Put(ndFrom("172.30.0.4", encap.ND{Type: encap.NeighbourAdvertisement, Src: target, Dst: netip.MustParseAddr("fd99::1"), Target: target, LinkAddr: hcMAC, Solicited: true}))

@@ -41,7 +41,10 @@ func (x *receiver) run() error {
 		if err != nil {
 			return fmt.Errorf("receive from underlay: %w", err)
 		}
-		if err := x.step(x.datagrams[:n]); err != nil {
+		switch err := x.step(x.datagrams[:n]); {
+		case errors.Is(err, ErrClosed):
+			return nil
+		case err != nil:
 			return fmt.Errorf("write to device: %w", err)
 		}
 	}
@@ -58,11 +61,12 @@ func (x *receiver) step(batch []Datagram) error {
 	if len(x.packets) == 0 {
 		return nil
 	}
-	if err := x.queue.Write(x.packets); err != nil {
-		return err
+	for i := range x.packets {
+		x.packets[i].Sent = 0
 	}
+	err := x.queue.Write(x.packets)
 	x.account(time.Now().Unix())
-	return nil
+	return err
 }
 
 // decapsulate takes the packet out of d and lines it up for the device, consumes it, or drops it.
@@ -97,12 +101,11 @@ func (x *receiver) decapsulate(view View, d *Datagram) {
 func (x *receiver) finish(p *Packet, outerTOS uint8) encap.Reason {
 	h := &p.Headers
 	limit := min(x.t.mtu, x.t.hints.limit(h.Dst))
-	if o, ok := encap.SuperTCP(p.Data, h, limit); ok {
-		if s := encap.InspectChecksum(p.Data, h, true); s == encap.ChecksumPartial || s == encap.ChecksumWhole {
-			p.Offload = o
-			p.Count = o.Segments(p.Data, h)
-		}
-	} else if encap.InspectChecksum(p.Data, h, false) == encap.ChecksumPartial {
+	partial := encap.HasPartialChecksum(p.Data, h)
+	if o, ok := encap.SuperTCP(p.Data, h, limit); ok && (partial || encap.InspectChecksum(p.Data, h) == encap.ChecksumWhole) {
+		p.Offload = o
+		p.Count = o.Segments(p.Data, h)
+	} else if partial {
 		encap.FinishChecksum(p.Data, h)
 	}
 	ecn, ok := encap.DecapECN(outerTOS, h.TOS)

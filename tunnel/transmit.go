@@ -16,7 +16,6 @@ type transmitter struct {
 	queue  Queue
 	sender Sender
 	count  *counters
-	limit  *limiter
 
 	packets   []Packet   // what Read fills
 	datagrams []Datagram // what goes to the sender, in order
@@ -31,7 +30,7 @@ type sent struct {
 
 func newTransmitter(t *Tunnel, worker int, q Queue, s Sender) *transmitter {
 	return &transmitter{
-		t: t, worker: worker, queue: q, sender: s, count: new(counters), limit: newLimiter(),
+		t: t, worker: worker, queue: q, sender: s, count: new(counters),
 		packets:   NewPackets(BatchSize),
 		datagrams: make([]Datagram, 0, BatchSize),
 		origin:    make([]sent, 0, BatchSize),
@@ -128,14 +127,15 @@ func (x *transmitter) explain(r encap.Reason, p *Packet) {
 	default:
 		u = encap.NetUnreachable
 	}
-	if encap.MayAnswerWithError(p.Data, &p.Headers) && x.limit.allow(p.Headers.Src) {
+	if encap.MayAnswerWithError(p.Data, &p.Headers) {
 		x.t.injectError(u, p)
 	}
 }
 
 // datagram describes one datagram that carries a packet to remote.
 func (t *Tunnel) datagram(data []byte, h *encap.Headers, remote netip.AddrPort) Datagram {
-	d := Datagram{Data: data, Remote: remote, Flow: h.FlowHash(), DF: h.DF}
+	d := Datagram{Data: data, Remote: remote, Flow: h.FlowHash()}
+	d.DF = h.DF || h.Kind == encap.KindIPv6 // as the kernel's df inherit (drivers/net/vxlan/vxlan_core.c, vxlan_xmit_one)
 	d.TOS = encap.OuterTOS(h.TOS, t.cfg.TOSInherit, t.cfg.TOS)
 	if t.cfg.TTLInherit {
 		d.TTL = max(h.TTL, 1)
@@ -143,15 +143,16 @@ func (t *Tunnel) datagram(data []byte, h *encap.Headers, remote netip.AddrPort) 
 	return d
 }
 
-// injectError writes an ICMP error about p to the device.
+// injectError writes an ICMP error about p to the device, as from the address that p was for: the kernel takes nothing
+// from a device whose source is one of its own addresses (net/ipv4/fib_frontend.c, __fib_validate_source), and the route
+// back to this one leads to the device.
 func (t *Tunnel) injectError(u encap.Unreachable, p *Packet) {
-	src, ok := t.own.Load().SourceFor(p.Headers.Src)
-	if !ok {
-		return
-	}
 	t.slow.mu.Lock()
 	defer t.slow.mu.Unlock()
-	t.slow.buf = encap.AppendUnreachable(t.slow.buf[:0], u, src, p.Data, &p.Headers)
+	if !t.slow.limit.allow(p.Headers.Src) {
+		return
+	}
+	t.slow.buf = encap.AppendUnreachable(t.slow.buf[:0], u, p.Headers.Dst, p.Data, &p.Headers)
 	if t.device.Inject(t.slow.buf) == nil {
 		t.slow.generated.icmpErrors.Add(1)
 	}

@@ -57,6 +57,7 @@ type Tunnel struct {
 type slowPath struct {
 	mu        sync.Mutex
 	buf       []byte
+	limit     *limiter
 	generated generated
 }
 
@@ -83,6 +84,7 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 		t.log = slog.New(slog.DiscardHandler)
 	}
 	t.own.Store(NewAddresses(nil))
+	t.slow.limit = newLimiter()
 	for i, q := range queues {
 		t.transmitters = append(t.transmitters, newTransmitter(t, i, q, underlay.NewSender()))
 		t.receivers = append(t.receivers, newReceiver(t, i, q, receivers[i]))
@@ -102,9 +104,7 @@ func (t *Tunnel) SetPeers(peers []routing.Peer) (routing.Change, error) {
 	if err != nil {
 		return routing.Change{}, err
 	}
-	change := t.table.Apply(snapshot)
-	t.neighbours.synchronise(snapshot)
-	return change, nil
+	return t.neighbours.apply(snapshot), nil
 }
 
 // Peers returns the snapshot in force.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -12,12 +13,17 @@ import (
 	"github.com/vxlane/vxlane/routing"
 )
 
+// retryPause is how long a worker rests after a system call failed in a way that may pass.
+const retryPause = time.Millisecond
+
 // udpReceiver receives batches from one socket.
 type udpReceiver struct {
 	conn   syscall.RawConn
 	closed *atomic.Bool
 	calls  routing.Counter
 	ovfl   atomic.Uint32 // the kernel's own count
+
+	failures routing.Counter // calls that failed and were made again
 
 	slots    []receiveSlot
 	msgs     []mmsghdr
@@ -83,11 +89,14 @@ func (r *udpReceiver) receiveSome(fd uintptr) bool {
 		r.calls.Add(1)
 		r.got, r.err = recvmmsg(int(fd), r.msgs[:r.want])
 		switch r.err {
-		case unix.EINTR, unix.ECONNREFUSED: // the latter: a stray ICMP error, for no datagram of ours
+		case nil, unix.EBADF, unix.ENOTSOCK:
+			return true
 		case unix.EAGAIN:
 			return false
-		default:
-			return true
+		case unix.EINTR:
+		default: // out of memory for a moment, or an ICMP error that is for no datagram of ours: nothing is lost by going on
+			r.failures.Add(1)
+			time.Sleep(retryPause)
 		}
 	}
 }

@@ -144,27 +144,35 @@ func (s *udpSender) flush(batch []Datagram, fd int) {
 		switch {
 		case n > 0, err == unix.EINTR:
 			continue
-		case err == unix.EAGAIN:
-			err = s.wait(fd)
-			if err == nil {
-				continue
-			}
+		case err == unix.EAGAIN && s.wait(fd) == nil:
+			continue
 		}
 		d := &batch[s.index[at]]
 		d.Sent, d.Reason = 0, encap.UDPSend
-		if err == unix.EMSGSIZE {
+		switch err {
+		case unix.EMSGSIZE:
 			d.Reason = encap.PktTooBig
+		case unix.EAGAIN:
+			d.Reason = encap.QueueFull
 		}
 		at++
 	}
 }
 
-// waitWritable waits until a socket's send buffer has room.
+// waitWritable waits until a socket's send buffer has room, for a moment only: a device that stopped sending must not stop
+// the worker for good.
 func waitWritable(fd int) error {
+	const patience = 100 // milliseconds
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
 	for {
-		if _, err := unix.Poll(fds, 1000); err != unix.EINTR {
+		switch n, err := unix.Poll(fds, patience); {
+		case err == unix.EINTR:
+		case err != nil:
 			return err
+		case n == 0:
+			return unix.ETIMEDOUT
+		default:
+			return nil
 		}
 	}
 }

@@ -137,7 +137,7 @@ func TestSendWhenWaitingFails(t *testing.T) {
 	s.wait = func(int) error { return errors.New("poll failed") }
 	batch := numberedDatagrams(2)
 	s.Send(batch)
-	if batch[0].Reason != encap.UDPSend || batch[1].Sent != 1 {
+	if batch[0].Reason != encap.QueueFull || batch[1].Sent != 1 {
 		t.Errorf("%+v", batch)
 	}
 }

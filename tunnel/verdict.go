@@ -1,7 +1,9 @@
 package tunnel
 
 import (
+	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing"
@@ -107,6 +109,9 @@ func decideInner(rules *Rules, view View, outer netip.Addr, peer *routing.Peer, 
 	if reachesOwnSocket(rules, h) {
 		return Verdict{Peer: peer, Reason: encap.NestedTunnel}
 	}
+	if rules.Ethernet && h.Link.Dst.IsGroup() && !view.Own.Takes(h.Dst) {
+		return Verdict{Peer: peer, Reason: encap.OtherHost}
+	}
 	if !rules.InnerCheck {
 		return Verdict{Peer: peer}
 	}
@@ -126,7 +131,7 @@ func reachesOwnSocket(rules *Rules, h *encap.Headers) bool {
 	if h.HasPorts {
 		return h.Proto == encap.ProtoUDP && h.DstPort == rules.Port
 	}
-	return h.L4 == 0 && !h.Fragment
+	return h.L4 == 0 && !h.Later
 }
 
 // isMartian reports whether no packet can have a as its source (RFC 1812 section 5.3.7, RFC 4291 section 2.7).
@@ -158,6 +163,26 @@ func (a *Addresses) Has(addr netip.Addr) bool {
 	}
 	_, ok := a.set[addr]
 	return ok
+}
+
+// Takes reports whether a packet to dst that was sent to a group of stations is for this host: it would not forward one
+// that is not (net/ipv4/ip_forward.c, pkt_type), but a TUN device has no way to say that a packet came so.
+func (a *Addresses) Takes(dst netip.Addr) bool {
+	if dst.IsMulticast() || dst == broadcastIPv4 || a.Has(dst) {
+		return true
+	}
+	return a != nil && slices.ContainsFunc(a.prefixes, func(p netip.Prefix) bool { return dst == lastAddr(p) })
+}
+
+// lastAddr returns the broadcast address of an IPv4 prefix, the zero address for others.
+func lastAddr(p netip.Prefix) netip.Addr {
+	if !p.Addr().Is4() {
+		return netip.Addr{}
+	}
+	a := p.Addr().As4()
+	host := uint32(1)<<(32-p.Bits()) - 1
+	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])|host)
+	return netip.AddrFrom4(a)
 }
 
 // SourceFor returns the address to speak to dst with: one whose prefix holds dst, else one of the same family, global

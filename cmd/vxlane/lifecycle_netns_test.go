@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/bench/lab"
+	"github.com/vxlane/vxlane/bench/traffic"
 )
 
 // config writes a configuration file.
@@ -308,7 +310,8 @@ func TestDeviceRemovedWhileRunning(t *testing.T) {
 	}
 }
 
-func TestDeviceDownIsDegraded(t *testing.T) {
+// Down is degraded; up again, all that the kernel took away meanwhile is back.
+func TestDeviceDownAndUp(t *testing.T) {
 	p := newPair(t, wire{})
 	d := p.start(p.a, upArgs()...)
 	p.addKernelPeer()
@@ -322,8 +325,60 @@ func TestDeviceDownIsDegraded(t *testing.T) {
 	if err := p.a.SetUp("vxlane0"); err != nil {
 		t.Fatal(err)
 	}
-	p.ping(p.a, overlayB[0], 56)
+	for _, dst := range overlayB {
+		if err := traffic.PingUntil(p.a, dst, patience); err != nil {
+			t.Error(err)
+		}
+	}
+	if got, want := routesOf(t, p.a, "vxlane0"), []string{"10.99.0.2/32", "fd99::2/128"}; !slices.Equal(got, want) {
+		t.Errorf("routes %v, want %v", got, want)
+	}
 	d.stop()
+}
+
+// Who sends to an address that no peer has is told so, and not left to wait.
+func TestUnreachableIsAnswered(t *testing.T) {
+	p := newPair(t, wire{})
+	d := p.start(p.a, upArgs()...)
+	for _, dst := range []string{"10.99.0.77:9", "[fd99::77]:9"} {
+		var answer error
+		err := p.a.Run(func() error {
+			dialer := net.Dialer{Control: reportSoftErrors}
+			conn, err := dialer.Dial("udp", dst)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			if _, err := conn.Write([]byte("x")); err != nil {
+				return err
+			}
+			if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+				return err
+			}
+			_, answer = conn.Read(make([]byte, 1))
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !errors.Is(answer, unix.EHOSTUNREACH) {
+			t.Errorf("%s: %v, want %v", dst, answer, unix.EHOSTUNREACH)
+		}
+	}
+	d.stop()
+}
+
+// reportSoftErrors has the kernel report "host unreachable" to a UDP socket, which it otherwise keeps to itself (ip(7)).
+func reportSoftErrors(network, _ string, c syscall.RawConn) error {
+	var optErr error
+	err := c.Control(func(fd uintptr) {
+		if network == "udp4" {
+			optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVERR, 1)
+		} else {
+			optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
+		}
+	})
+	return errors.Join(err, optErr)
 }
 
 // The kernel's device is made anew, with another MAC, while the tunnel is in use.

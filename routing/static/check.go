@@ -191,6 +191,9 @@ func (d *document) checkEndpoint(t *Tunnel, p *Peer, key string) {
 
 // badPeerName keeps names fit for a label, a table column and a log line.
 func badPeerName(name string) string {
+	if name == "other" {
+		return "is what metrics call the peers beyond metrics.max_peers; choose another name"
+	}
 	if len(name) > 64 || !printable(name) {
 		return "want at most 64 printable ASCII characters without spaces"
 	}

@@ -39,6 +39,9 @@ type VTEP struct {
 // ErrNotReady is what SetPeers answers before the tunnel runs.
 var ErrNotReady = errors.New("the tunnel is not ready yet; try again in a moment")
 
+// maxDatagram is the largest IP packet, whatever the MTU of the loopback device says.
+const maxDatagram = 65535
+
 // ConfigError is a configuration that this host cannot run.
 type ConfigError struct{ err error }
 
@@ -70,7 +73,7 @@ func (v *VTEP) completeFromHost(key string) error {
 		return &ConfigError{fmt.Errorf("%s.underlay.%w", key, err)}
 	}
 	overhead := encap.Overhead(codec, u.Local.Is6())
-	room := v.UnderlayMTU - overhead
+	room := min(v.UnderlayMTU, maxDatagram) - overhead
 	lowest := 68
 	if slices.ContainsFunc(d.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() }) {
 		lowest = 1280
@@ -155,6 +158,9 @@ func (v *VTEP) announce(ctx context.Context) error {
 	if err := v.link.WatchAddresses(ctx, v.Tunnel.SetAddresses); err != nil {
 		return err
 	}
+	if err := v.link.WatchUp(ctx, v.restore); err != nil {
+		return err
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if _, err := v.setPeers(v.Config.RoutingPeers()); err != nil {
@@ -191,12 +197,33 @@ func (v *VTEP) setPeers(peers []routing.Peer) (routing.Change, error) {
 	if err != nil || !v.Config.Routes {
 		return change, err
 	}
+	v.setRoutes()
+	return change, nil
+}
+
+// setRoutes makes the routes those of the peers in force.
+func (v *VTEP) setRoutes() {
 	var prefixes []netip.Prefix
-	for _, p := range peers {
+	for _, p := range v.Tunnel.Peers().Peers() {
 		prefixes = append(prefixes, p.AllowedIPs...)
 	}
 	v.routeErr = v.link.SetRoutes(prefixes)
-	return change, nil
+}
+
+// restore puts back what the kernel took away when the device was down: IPv6 addresses, and all routes.
+func (v *VTEP) restore() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.ready {
+		return
+	}
+	if err := v.link.AddAddresses(v.deviceAddress); err != nil {
+		v.log.Error("cannot restore the device's addresses", "device", v.Config.Device.Name, "err", err)
+	}
+	if v.Config.Routes {
+		v.setRoutes()
+	}
+	v.log.Info("device is up again", "device", v.Config.Device.Name)
 }
 
 // Close takes down what Open and Run have put up. It can be called at any stage.
