@@ -49,7 +49,7 @@ fuzz:
 
 # Real devices, real sockets and the kernel's own vxlan, in network namespaces. Needs root; says so and is skipped without.
 netns:
-	$(GO) test -tags netns -count=1 -p 1 -timeout 12m ./bench/... ./tunnel/... ./cmd/...
+	$(GO) test -tags netns -count=1 -p 1 -timeout 12m ./...
 
 # The code is Linux's, not one architecture's.
 cross:

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/routing/static"
+	"github.com/vxlane/vxlane/tunnel"
+)
+
+// The references in docs/ are made from the code; `make docs` writes them.
+func TestGeneratedDocs(t *testing.T) {
+	for name, text := range map[string]string{
+		"configuration.md": configurationDoc(t), "metrics.md": metricsDoc(), "cli.md": cliDoc(),
+	} {
+		path := filepath.Join("..", "..", "docs", name)
+		if *update {
+			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		have, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(have) != text {
+			t.Errorf("docs/%s is not what the code says: run make docs", name)
+		}
+	}
+}
+
+const generated = "<!-- Made from the code by `make docs`; do not edit. -->\n\n"
+
+func configurationDoc(t *testing.T) string {
+	example, err := os.ReadFile("../../routing/static/testdata/design.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString(generated + "# Configuration\n\n" +
+		"One YAML or JSON file, by default `" + static.DefaultPath + "`. It is read strictly: an unknown or repeated key, or a value that\n" +
+		"cannot be, is an error that names the line, and nothing of the file is taken. `vxlane config check` tells all that is wrong;\n" +
+		"`vxlane config show` fills in the defaults.\n\n" +
+		"A running tunnel follows its file: on SIGHUP, on `vxlane reload`, and whenever the content changes (a Kubernetes ConfigMap's\n" +
+		"swapped link included). `peers` take effect at once, all other keys at the next start; which ones those are is logged and told by\n" +
+		"`vxlane reload`. A file that is bad changes nothing. `vxlane peer apply` replaces the set of peers without a file, until the file\n" +
+		"changes the next time.\n\n## Example\n\n```yaml\n" + string(example) + "```\n\n## Keys\n\n| key | value | default | meaning |\n|---|---|---|---|\n")
+	for _, f := range static.Reference() {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.Key, f.Type, f.Default, f.Doc)
+	}
+	return b.String()
+}
+
+func metricsDoc() string {
+	var b strings.Builder
+	b.WriteString(generated + "# Metrics\n\n" +
+		"Served at `/metrics` of `metrics.listen` (`--metrics`), in Prometheus' text format or OpenMetrics; off by default. Beside these there are\n" +
+		"the usual `go_` and `process_` metrics. With several tunnels in one process, each series has the label `device`, too.\n\n" +
+		"`direction` is `encap` (from the device to the underlay) or `decap` (the way back). Packets are inner packets; one that stands for several\n" +
+		"(a super-packet) counts as what it stands for. In each direction, once traffic rests:\n\n" +
+		"    received = packets + consumed + dropped (+ held, in encap)\n\n" +
+		"| metric | type | labels | meaning |\n|---|---|---|---|\n")
+	for _, m := range tunnel.Metrics() {
+		labels := ""
+		if len(m.Labels) > 0 {
+			labels = "`" + strings.Join(m.Labels, "`, `") + "`"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, m.Type, labels, m.Help)
+	}
+	b.WriteString("\n## Drop reasons\n\nA closed set; the same word stands in metrics, in `vxlane stats` and in `vxlane trace`. Where the kernel has a word, it is the kernel's.\n\n| reason | meaning |\n|---|---|\n")
+	for _, r := range encap.Reasons() {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", r, r.Meaning())
+	}
+	return b.String()
+}
+
+func cliDoc() string {
+	var b bytes.Buffer
+	b.WriteString(generated + "# Command line\n\n" +
+		"stdout is the answer, stderr is everything else. Exit codes: 0 ok, 1 failure, 2 usage or configuration, 3 degraded (it runs, but not as\n" +
+		"it should), 4 no permission, 5 the kernel lacks something. With `--json` every answer has a `schema`; within a version of it, fields are only\n" +
+		"ever added. Several tunnels answer as one `vxlane/list/v1`.\n")
+	describeCommand(&b, newRoot())
+	return b.String()
+}
+
+func describeCommand(b *bytes.Buffer, cmd *cobra.Command) {
+	if !cmd.HasSubCommands() {
+		text := cmd.Long
+		if text == "" {
+			text = strings.ToUpper(cmd.Short[:1]) + cmd.Short[1:] + "."
+		}
+		fmt.Fprintf(b, "\n## %s\n\n```\n%s\n\nUsage:\n  %s\n", cmd.CommandPath(), text, cmd.UseLine())
+		if cmd.Example != "" {
+			fmt.Fprintf(b, "\nExamples:\n%s\n", cmd.Example)
+		}
+		if flags := cmd.LocalFlags().FlagUsages(); flags != "" {
+			fmt.Fprintf(b, "\nFlags:\n%s", flags)
+		}
+		b.WriteString("```\n")
+	}
+	for _, below := range cmd.Commands() {
+		if below.IsAvailableCommand() {
+			describeCommand(b, below)
+		}
+	}
+}
+
+// Every key has a description, and every default that the reference states as a value is the one that is in force.
+func TestReferenceIsComplete(t *testing.T) {
+	keys := make(map[string]static.Field)
+	for _, f := range static.Reference() {
+		if f.Default == "" || f.Doc == "" || keys[f.Key].Key != "" {
+			t.Errorf("%s: default %q, description %q", f.Key, f.Default, f.Doc)
+		}
+		keys[f.Key] = f
+	}
+	for _, want := range []string{"version", "tunnels[].device.name", "tunnels[].underlay.source_ports.range", "tunnels[].underlay.zero_checksum6.rx",
+		"tunnels[].peers[].allowed_ips", "tunnels[].routes", "tunnels[].fdb.flood", "metrics.listen"} {
+		if keys[want].Key == "" {
+			t.Errorf("%s is not in the reference", want)
+		}
+	}
+}
