@@ -40,12 +40,12 @@ unit:
 
 # Every fuzz target for a moment; crashers are kept in testdata/fuzz and become tests.
 fuzz:
-	@set -e; for pkg in $$($(GO) list ./...); do \
+	@set -e; log=$$(mktemp); trap "rm -f $$log" EXIT; for pkg in $$($(GO) list ./...); do \
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 	    echo "fuzz $$pkg $$target"; \
-	    $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg >/tmp/vxlane-fuzz.$$$$ 2>&1 || { cat /tmp/vxlane-fuzz.$$$$; exit 1; }; \
+	    $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg >"$$log" 2>&1 || { cat "$$log"; exit 1; }; \
 	  done; \
-	done; rm -f /tmp/vxlane-fuzz.$$$$
+	done
 
 # Real devices, real sockets and the kernel's own vxlan, in network namespaces. Needs root; says so and is skipped without.
 netns:
