@@ -41,7 +41,7 @@ func newInstance(s *service, index int, v *vtep.VTEP) *instance {
 	now := time.Now()
 	in := &instance{service: s, index: index, vtep: v, reload: reloadStatus{last: now, success: now}}
 	if s.file != "" {
-		in.source = static.NewSource(s.file, index, s.config, s.log, in.noteReload)
+		in.source = static.NewSource(s.file, index, s.config, s.log.With("device", v.Config.Device.Name), in.noteReload)
 	}
 	return in
 }
@@ -186,7 +186,7 @@ func (in *instance) Apply(origin string, data []byte) (control.Change, error) {
 	if err != nil {
 		return control.Change{}, err
 	}
-	in.service.log.Info("peers applied", "origin", origin, "result", change.String())
+	in.service.log.Info("peers applied", "device", in.vtep.Config.Device.Name, "origin", origin, "result", change.String())
 	return in.withProblems(control.Change{Schema: control.SchemaApply, Result: change.String(), Report: static.Report{Change: change, NeedsRestart: []string{}}}), nil
 }
 

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/vxlane/vxlane/cmd/internal/control"
+	"github.com/vxlane/vxlane/tunnel"
 )
 
 func newStatus() *cobra.Command {
@@ -82,17 +84,31 @@ func printStatus(w io.Writer, s control.Status) error {
 	if s.Config != nil {
 		p.line("  config       %s, read %s ago", s.Config.File, age(s.Config.LastReload))
 	}
-	for _, c := range s.Capabilities {
-		if c.Enabled {
-			p.line("  feature      %-10s on", c.Name)
-		} else {
-			p.line("  feature      %-10s off: %s", c.Name, c.Reason)
-		}
-	}
+	printFeatures(p, s.Capabilities)
 	for _, c := range s.HostChanges {
 		p.line("  changed here %s", c)
 	}
 	return p.err
+}
+
+// printFeatures prints the features that are on, and those that are off by what keeps them so.
+func printFeatures(p *printer, all []tunnel.Capability) {
+	var reasons []string // in order; "" stands for on
+	names := make(map[string][]string)
+	for _, c := range all {
+		if names[c.Reason] == nil {
+			reasons = append(reasons, c.Reason)
+		}
+		names[c.Reason] = append(names[c.Reason], c.Name)
+	}
+	for _, reason := range reasons {
+		list := strings.Join(names[reason], ", ")
+		if reason == "" {
+			p.line("  features on  %s", list)
+		} else {
+			p.line("  features off %s: %s", list, reason)
+		}
+	}
 }
 
 func vniOf(s control.Status) string {

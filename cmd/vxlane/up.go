@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -102,7 +103,11 @@ func (f *upFlags) load(fs *pflag.FlagSet) (*static.Config, string, error) {
 		}
 	}
 	config, err := loadConfig(f.config)
-	return config, f.config, err
+	if err != nil {
+		return nil, "", err
+	}
+	file, err := filepath.Abs(f.config) // as status tells it to people who are elsewhere
+	return config, file, err
 }
 
 // loadConfig is static.Load with a missing file counted as a wrong configuration.
