@@ -1,0 +1,152 @@
+//go:build netns
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vxlane/vxlane/bench/lab"
+)
+
+// A narrow hop on the underlay, of which neither end knows at first:
+//
+//	a 172.30.0.1, fd30::1 --- (1500) --- r --- (1400) --- 172.31.0.2, fd31::2 b
+//
+// With the don't-fragment bit unset, datagrams are fragmented on the way (IPv4) or, once the router has said so, at this
+// host (IPv6).
+func TestNarrowUnderlay(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		t.Run(map[bool]string{false: "IPv4", true: "IPv6"}[v6], func(t *testing.T) {
+			needLab(t)
+			l, err := lab.Build(lab.Topology{
+				Hosts: []string{"a", "r", "b"},
+				Links: []lab.Link{
+					{A: lab.End{Host: "a", Device: "eth0", Addresses: prefixes("172.30.0.1/24", "fd30::1/64")}, B: lab.End{Host: "r", Device: "eth0", Addresses: prefixes("172.30.0.254/24", "fd30::fe/64")}, Offloads: noOffloads},
+					{A: lab.End{Host: "r", Device: "eth1", Addresses: prefixes("172.31.0.254/24", "fd31::fe/64")}, B: lab.End{Host: "b", Device: "eth0", Addresses: prefixes("172.31.0.2/24", "fd31::2/64")}, MTU: 1400, Offloads: noOffloads},
+				},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := l.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+			p := &pair{t: t, lab: l, a: l.Host("a"), b: l.Host("b"), dir: t.TempDir()}
+			route := func(h *lab.Host, to, via string) error {
+				return h.AddRoute(netip.MustParsePrefix(to), netip.MustParseAddr(via), "eth0")
+			}
+			err = errors.Join(
+				l.Host("r").Sysctl("net.ipv4.ip_forward", "1"), l.Host("r").Sysctl("net.ipv6.conf.all.forwarding", "1"),
+				route(p.a, "172.31.0.0/24", "172.30.0.254"), route(p.b, "172.30.0.0/24", "172.31.0.254"),
+				route(p.a, "fd31::/64", "fd30::fe"), route(p.b, "fd30::/64", "fd31::fe"),
+			)
+			if err != nil {
+				t.Fatal(err)
+			}
+			local, remote := "172.30.0.1", "172.31.0.2"
+			if v6 {
+				local, remote = "fd30::1", "fd31::2"
+			}
+			d := p.start(p.a, "--local", local, "--address", "10.99.0.1/24", "--address", "fd99::1/64", "--peer", "endpoint="+remote+",allowed_ips=10.99.0.2,allowed_ips=fd99::2")
+			p.addKernelPeer(func(v *lab.VXLAN) {
+				v.Local, v.Remote, v.Link = netip.MustParseAddr(remote), netip.MustParseAddr(local), "eth0"
+			})
+			p.pingAll(56)
+			for i := range overlayA {
+				if out := p.tcp(p.a, p.b, overlayB[i], time.Second); out.Bytes < 1<<20 {
+					t.Errorf("a to b: %d bytes in a second", out.Bytes)
+				}
+				if in := p.tcp(p.b, p.a, overlayA[i], time.Second); in.Bytes < 1<<20 {
+					t.Errorf("b to a: %d bytes in a second", in.Bytes)
+				}
+			}
+			d.stop()
+		})
+	}
+}
+
+// A kernel peer over IPv6 that sends without UDP checksums, and takes none: both by option, on both sides.
+func TestZeroChecksum6(t *testing.T) {
+	p := newPair(t, wire{})
+	d := p.start(p.a, "--config", p.config(`
+version: 1
+tunnels:
+  - device: {addresses: [10.99.0.1/24, "fd99::1/64"]}
+    underlay: {local: "fd30::1", zero_checksum6: {tx: true, rx: true}}
+    peers: [{endpoint: "fd30::2", allowed_ips: [10.99.0.2, "fd99::2"]}]
+`))
+	p.addKernelPeer(func(v *lab.VXLAN) {
+		v.Local, v.Remote, v.Link = netip.MustParseAddr("fd30::2"), netip.MustParseAddr("fd30::1"), "eth0"
+		v.ZeroTX6, v.ZeroRX6 = true, true
+	})
+	before := p.counters()
+	p.pingAll(1000)
+	p.tcp(p.a, p.b, overlayB[0], 300*time.Millisecond)
+	p.tcp(p.b, p.a, overlayA[0], 300*time.Millisecond)
+	p.healthy(before)
+	d.stop()
+}
+
+// UDP super-packets of an application behind the kernel's device (UDP_SEGMENT) arrive as the datagrams that they stand for.
+func TestUDPSuperPackets(t *testing.T) {
+	p := newPair(t, wire{})
+	d := p.start(p.a, upArgs()...)
+	p.addKernelPeer()
+	p.pingAll(56)
+	for i, network := range []string{"udp4", "udp6"} {
+		const size, count = 1000, 40
+		var server *net.UDPConn
+		err := p.a.Run(func() (err error) {
+			server, err = net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(overlayA[i], 0)))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		payload := make([]byte, size*count)
+		for j := range payload {
+			payload[j] = byte(j / size)
+		}
+		err = p.b.Run(func() error {
+			dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+				var optErr error
+				err := c.Control(func(fd uintptr) { optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size) })
+				return errors.Join(err, optErr)
+			}}
+			conn, err := dialer.Dial(network, server.LocalAddr().String())
+			if err != nil {
+				return err
+			}
+			_, err = conn.Write(payload)
+			return errors.Join(err, conn.Close())
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 1<<16)
+		for j := range count {
+			_ = server.SetReadDeadline(time.Now().Add(patience))
+			n, err := server.Read(buf)
+			if err != nil {
+				t.Fatalf("%s: datagram %d: %v", network, j, err)
+			}
+			if want := payload[j*size : (j+1)*size]; !bytes.Equal(buf[:n], want) {
+				t.Errorf("%s: datagram %d has %d bytes, the first is %d", network, j, n, buf[0])
+			}
+		}
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	d.stop()
+}
