@@ -130,6 +130,9 @@ func TestMistakes(t *testing.T) {
 		"checksum word":             {strings.Replace(minimal, "}", ", checksum: maybe}", 1), `"maybe": want true or false`},
 		"reserved bits":             {strings.Replace(minimal, "}", ", reserved_bits: loose}", 1), `"loose": want strict or ignore`},
 		"list for a value":          {strings.Replace(minimal, "}", ", vni: [1]}", 1), "want a single value, got a list"},
+		"keys for a prefix":         {peers("      - {endpoint: 172.30.0.2, allowed_ips: [{}]}\n"), "allowed_ips[0]: want a single value, got a set of keys"},
+		"list for a MAC":            {tunnel("    device: {mac: [2, 0, 0, 0, 0, 1]}\n"), "device.mac: want a single value, got a list"},
+		"keys for a number":         {tunnel("    device: {mtu: {}}\n"), "device.mtu: want a single value, got a set of keys"},
 		"value for a list":          {tunnel("    peers: hb\n"), "tunnels[0].peers: want a list, got a single value"},
 		"name too long":             {tunnel("    device: {name: abcdefghijklmnop}\n"), "want at most 15 characters"},
 		"name with slash":           {tunnel("    device: {name: a/b}\n"), "want a device name"},
@@ -242,6 +245,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add(design)
 	f.Add([]byte(minimal))
+	f.Add([]byte("version: 1\ntunnels: [{underlay: {local: ::1}, peers: [{endpoint: ::2, mac: [], allowed_ips: [{}, ~, *a]}]}]"))
 	f.Add([]byte(`{"version": 1, "tunnels": [{"underlay": {"local": "::1"}, "peers": [{"endpoint": "[::2]:1", "allowed_ips": ["::/0"], "mac": "02:00:00:00:00:01"}]}]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := Parse("x", text)

@@ -129,11 +129,16 @@ func (d *document) decode(n *yaml.Node, v reflect.Value, key string) {
 	case v.Kind() == reflect.Slice:
 		d.decodeSlice(n, v, key)
 	default:
-		if n.Tag == "!!null" {
+		_, takesAll := v.Addr().Interface().(yaml.Unmarshaler)
+		switch {
+		case n.Tag == "!!null":
 			d.fail(key, "has no value")
 			return
+		case n.Kind != yaml.ScalarNode && !takesAll: // the library would take {} for an address, and a list for a MAC
+			d.fail(key, "want a single value, got a %s", kindWord(n))
+			return
 		}
-		if isInteger(v) && n.Kind == yaml.ScalarNode && n.Tag != "!!int" {
+		if isInteger(v) && n.Tag != "!!int" {
 			d.fail(key, "%q: want a whole number", n.Value) // the library would cut 1.9 to 1
 			return
 		}
@@ -156,9 +161,6 @@ func (d *document) plain(err error, n *yaml.Node, v reflect.Value) string {
 			return fmt.Sprintf("%q: want an address with prefix length, such as 10.99.0.1/24", n.Value)
 		}
 		return strings.TrimPrefix(err.Error(), "yaml: ")
-	}
-	if n.Kind != yaml.ScalarNode {
-		return fmt.Sprintf("want a single value, got a %s", kindWord(n))
 	}
 	switch v.Kind() {
 	case reflect.Bool:
