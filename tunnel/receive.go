@@ -61,9 +61,6 @@ func (x *receiver) step(batch []Datagram) error {
 	if len(x.packets) == 0 {
 		return nil
 	}
-	for i := range x.packets {
-		x.packets[i].Sent = 0
-	}
 	err := x.queue.Write(x.packets)
 	x.account(time.Now().Unix())
 	return err

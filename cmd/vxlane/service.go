@@ -120,8 +120,8 @@ func (s *service) run(ctx context.Context) error {
 	}
 	onHangup(ctx, func() { s.hangup(ctx) })
 	go s.announce(ctx, &ready, started)
+	context.AfterFunc(ctx, func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyStopping) })
 	parts.Wait()
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 	select {
 	case err := <-failures:
 		return err
