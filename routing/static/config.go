@@ -18,9 +18,8 @@ type Config struct {
 	Tunnels []Tunnel `yaml:"tunnels" json:"tunnels" default:"required" doc:"The tunnels of this process, at least one."`
 	Metrics Metrics  `yaml:"metrics" json:"metrics"`
 
-	read    fileStamp         // state of the file when it was read, so that no later change is missed
-	digest  [sha256.Size]byte // of what was read
-	written [][]Peer          // the peers of each tunnel as they were written, without defaults
+	read   fileStamp         // state of the file when it was read, so that no later change is missed
+	digest [sha256.Size]byte // of what was read
 }
 
 // Tunnel is one device, the underlay that it uses, and its peers.

@@ -18,36 +18,61 @@ const DefaultPath = "/etc/vxlane/vxlane.yaml"
 // Load reads and checks a configuration file. All defaults are filled in but those that depend on the running system
 // (device.name, device.mtu, device.queues). The error joins an *Error for each thing that is wrong.
 func Load(path string) (*Config, error) {
+	r, err := load(path)
+	if err != nil {
+		return nil, err
+	}
+	return r.config, nil
+}
+
+// Parse is Load for text that was read already; file names it in errors.
+func Parse(file string, data []byte) (*Config, error) {
+	r, err := read(file, data)
+	if err != nil {
+		return nil, err
+	}
+	return r.config, nil
+}
+
+// reading is a configuration, and what is needed to judge its peers again for a tunnel that runs.
+type reading struct {
+	config *Config
+	peers  [][]Peer // of each tunnel, as they were written: without defaults
+	nodes  map[string]*yaml.Node
+	file   string
+}
+
+func load(path string) (*reading, error) {
 	st := stamp(path)
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	c, err := Parse(path, data)
+	r, err := read(path, data)
 	if err != nil {
 		return nil, err
 	}
-	c.read = st
-	return c, nil
+	r.config.read = st
+	return r, nil
 }
 
-// Parse is Load for text that was read already; file names it in errors.
-func Parse(file string, data []byte) (*Config, error) {
-	var c Config
-	d, err := parse(file, data, &c)
+func read(file string, data []byte) (*reading, error) {
+	c := new(Config)
+	d, err := parse(file, data, c)
 	if err != nil {
 		return nil, err
 	}
 	c.digest = sha256.Sum256(data)
+	r := &reading{config: c, nodes: d.nodes, file: file}
 	for _, t := range c.Tunnels {
-		c.written = append(c.written, slices.Clone(t.Peers))
+		r.peers = append(r.peers, slices.Clone(t.Peers))
 	}
 	c.Complete()
-	d.checkConfig(&c)
+	d.checkConfig(c)
 	if err := d.err(); err != nil {
 		return nil, err
 	}
-	return &c, nil
+	return r, nil
 }
 
 // Complete fills in the defaults that follow from other keys.

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
-	"slices"
 	"syscall"
 	"time"
 
@@ -32,6 +31,7 @@ type Source struct {
 	requests chan chan outcome
 	state    func(Status)
 	digest   [sha256.Size]byte // of the file's content that is in force
+	failed   bool              // the last reload did
 }
 
 // Status is what became of the last reload.
@@ -99,14 +99,15 @@ func (s *Source) Reload(ctx context.Context) (Report, error) {
 }
 
 // changed reports whether the file has other content than what is in force: a mode or a time that changed is no reason
-// to undo what a control plane applied meanwhile. What cannot be read has changed.
+// to undo what a control plane applied meanwhile. What cannot be read has changed, and so has what could not be.
 func (s *Source) changed() bool {
 	data, err := os.ReadFile(s.path)
-	return err != nil || sha256.Sum256(data) != s.digest
+	return s.failed || err != nil || sha256.Sum256(data) != s.digest
 }
 
 func (s *Source) reload(deliver func([]routing.Peer) (routing.Change, error)) (Report, error) {
 	report, err := s.apply(deliver)
+	s.failed = err != nil
 	s.state(Status{At: time.Now(), Err: err})
 	if err != nil {
 		s.log.Error("reload failed, the peers in force stay", "file", s.path, "err", err)
@@ -120,11 +121,11 @@ func (s *Source) reload(deliver func([]routing.Peer) (routing.Change, error)) (R
 }
 
 func (s *Source) apply(deliver func([]routing.Peer) (routing.Change, error)) (Report, error) {
-	c, err := Load(s.path)
+	r, err := load(s.path)
 	if err != nil {
 		return Report{}, err
 	}
-	peers, err := s.peersFor(c)
+	peers, err := s.peersFor(r)
 	if err != nil {
 		return Report{}, err
 	}
@@ -132,24 +133,26 @@ func (s *Source) apply(deliver func([]routing.Peer) (routing.Change, error)) (Re
 	if err != nil {
 		return Report{}, err
 	}
-	s.digest = c.digest
-	return Report{Change: change, NeedsRestart: s.needsRestart(c)}, nil
+	s.digest = r.config.digest
+	return Report{Change: change, NeedsRestart: s.needsRestart(r.config)}, nil
 }
 
 // peersFor returns the peers that a new configuration has for the tunnel that runs. They are completed and checked
 // against what is in force: a port or an address family that changed in the file takes effect at the next start only.
-func (s *Source) peersFor(c *Config) ([]routing.Peer, error) {
+func (s *Source) peersFor(r *reading) ([]routing.Peer, error) {
 	running := s.running.Tunnels[s.index]
 	key := fmt.Sprintf("tunnels[%d]", s.index)
-	if len(c.Tunnels) <= s.index {
-		return nil, &Error{File: s.path, Key: key, Message: "is gone: stop this process to remove a tunnel"}
+	d := &document{file: r.file, nodes: r.nodes}
+	if len(r.config.Tunnels) <= s.index {
+		d.fail("tunnels", "%s is gone: stop this process to remove a tunnel", key)
+		return nil, d.err()
 	}
-	if is := c.Tunnels[s.index].Device.Name; is != running.Device.Name {
-		return nil, &Error{File: s.path, Key: key + ".device.name", Message: fmt.Sprintf("is %q, and %q runs: another tunnel stands here now; restart to change tunnels", is, running.Device.Name)}
+	if is := r.config.Tunnels[s.index].Device.Name; is != running.Device.Name {
+		d.fail(key+".device.name", "is %q, and %q runs: another tunnel stands here now; restart to change tunnels", is, running.Device.Name)
+		return nil, d.err()
 	}
-	peers := slices.Clone(c.written[s.index])
+	peers := r.peers[s.index]
 	running.completePeers(peers)
-	d := &document{file: s.path}
 	d.checkPeers(&running, peers, key+".peers")
 	return toRouting(peers), d.err()
 }

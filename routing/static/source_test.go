@@ -140,7 +140,7 @@ func TestReloadIsForTheTunnelThatRuns(t *testing.T) {
 
 	v6 := strings.ReplaceAll(configWith("a"), "172.30.0.", "fd30::")
 	write(t, path, strings.NewReplacer("{name", "{name", "endpoint: fd30::2", "endpoint: \"fd30::2\"").Replace(v6))
-	if _, err := r.source.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "of another address family") {
+	if _, err := r.source.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), path+":5:") || !strings.Contains(err.Error(), "of another address family") {
 		t.Errorf("another family: %v", err)
 	}
 
@@ -219,6 +219,12 @@ func TestFileIsFollowed(t *testing.T) {
 		}
 	}
 	r.await("renamed")
+	write(t, path, configWith("renamed")) // what is in force already
+	for deadline := time.Now().Add(20 * time.Second); r.lastError() != nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the file is good again, the status is not")
+		}
+	}
 	write(t, path, configWith("mended"))
 	r.await("mended")
 }
