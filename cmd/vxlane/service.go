@@ -7,8 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/signal"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -37,11 +40,14 @@ func runUp(ctx context.Context, config *static.Config, file, socket string, log 
 	if socket != "" && len(config.Tunnels) > 1 {
 		return usagef("--socket names one socket, and the configuration has %d tunnels: leave it out", len(config.Tunnels))
 	}
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP) // from the start: without a handler it would end the process
+	defer signal.Stop(hangups)
 	control.Sweep()
 	if err := s.open(socket); err != nil {
 		return errors.Join(err, s.discard())
 	}
-	return s.run(ctx)
+	return s.run(ctx, hangups)
 }
 
 // open makes devices and sockets; nothing moves yet.
@@ -83,7 +89,7 @@ func (s *service) discard() error {
 	return errors.Join(errs...)
 }
 
-func (s *service) run(ctx context.Context) error {
+func (s *service) run(ctx context.Context, hangups <-chan os.Signal) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var parts, ready sync.WaitGroup
@@ -118,7 +124,7 @@ func (s *service) run(ctx context.Context) error {
 	if s.metrics != nil {
 		spawn(func() error { return s.serveMetrics(ctx) })
 	}
-	onHangup(ctx, func() { s.hangup(ctx) })
+	go s.followHangups(ctx, hangups)
 	go s.announce(ctx, &ready, started)
 	context.AfterFunc(ctx, func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyStopping) })
 	parts.Wait()
@@ -149,6 +155,18 @@ func (s *service) announce(ctx context.Context, ready *sync.WaitGroup, started c
 			"peers", len(c.Peers), "socket", in.socket.Addr())
 	}
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // not under systemd: nothing happens
+}
+
+// followHangups reads the configuration again for every SIGHUP, until ctx ends.
+func (s *service) followHangups(ctx context.Context, hangups <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+			s.hangup(ctx)
+		}
+	}
 }
 
 func (s *service) hangup(ctx context.Context) {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -222,21 +221,4 @@ func setPeerField(p *static.Peer, key, value string) (err error) {
 		return fmt.Errorf("%s: %w", key, err)
 	}
 	return nil
-}
-
-// onHangup calls f for every SIGHUP until ctx ends.
-func onHangup(ctx context.Context, f func()) {
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	go func() {
-		defer signal.Stop(hangups)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-hangups:
-				f()
-			}
-		}
-	}()
 }
