@@ -202,6 +202,15 @@ func (l *Link) Addresses() ([]netip.Prefix, error) {
 	return prefixes, nil
 }
 
+// Reaches reports whether this host would send to dst through the device.
+func (l *Link) Reaches(dst netip.Addr) (bool, error) {
+	routes, err := netlink.RouteGet(dst.AsSlice())
+	if err != nil {
+		return false, fmt.Errorf("look up route to %s: %w", dst, err)
+	}
+	return slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.LinkIndex == l.index }), nil
+}
+
 // IsUp reports whether the device is there and up.
 func (l *Link) IsUp() bool {
 	link, err := netlink.LinkByIndex(l.index)

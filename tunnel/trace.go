@@ -16,6 +16,8 @@ type TraceRequest struct {
 	Data []byte
 	// Bare: Data is the packet alone, to be framed as the peer at Outer would frame it; Decap only.
 	Bare bool
+	// Frame: Data is an Ethernet frame without its VXLAN header; Decap only.
+	Frame bool
 	// Outer and OuterTOS are the datagram's outer source address and TOS; Decap only.
 	Outer    netip.Addr
 	OuterTOS uint8
@@ -128,8 +130,13 @@ func (tr *tracer) setPeer(p *routing.Peer) {
 
 func (tr *tracer) decap(req TraceRequest) {
 	data := append([]byte(nil), req.Data...)
-	if req.Bare {
+	switch {
+	case req.Bare:
 		data = tr.frame(req)
+	case req.Frame:
+		data = make([]byte, encap.VXLANHeaderLen, encap.VXLANHeaderLen+len(req.Data))
+		encap.PutVXLAN(data, tr.t.cfg.VNI)
+		data = append(data, req.Data...)
 	}
 	packet, v := DecideReceive(&tr.t.rules, tr.view, data, req.Outer.Unmap(), &tr.h)
 	tr.Packet = describe(packet, &tr.h)

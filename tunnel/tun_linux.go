@@ -108,8 +108,8 @@ func explainOpen(name string, err error) error {
 		return fmt.Errorf("open /dev/net/tun: %w: this user may not open the node; run as root, or: chmod 0666 /dev/net/tun, which still leaves making devices to CAP_NET_ADMIN", err)
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("make TUN device: %w: need CAP_NET_ADMIN; run as root, or: setcap cap_net_admin+ep %s", err, program())
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("open device %s: %w: a device of that name exists; choose another with device.name (--device), or remove it: ip link del %s", name, err, name)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("open device %s: %w: a device of that name exists (ip link show %s); choose another with device.name (--device), or stop the vxlane that has it", name, err, name)
 	}
 	return fmt.Errorf("open device %s: %w", name, err)
 }

@@ -164,7 +164,7 @@ func (in *instance) Stats() control.Stats {
 
 // Trace implements control.Handler.
 func (in *instance) Trace(req control.TraceRequest) (control.Trace, error) {
-	r := tunnel.TraceRequest{Data: req.Data, Bare: req.Bare, OuterTOS: req.TOS}
+	r := tunnel.TraceRequest{Data: req.Data, Bare: req.Bare, Frame: req.Frame, OuterTOS: req.TOS}
 	if req.Decap {
 		r.Direction = tunnel.Decap
 		outer, err := netip.ParseAddr(req.Outer)

@@ -43,10 +43,11 @@ func captureReference(args []string) (file string, number int, ok bool) {
 	return args[0][:i], number, true
 }
 
-// packetReader is what both readers of pcapgo have.
-type packetReader interface {
+// capture reads packets one by one.
+type capture struct {
 	gopacket.PacketDataSource
-	LinkType() layers.LinkType
+	// linkType of a packet: in a pcapng file each interface has its own.
+	linkType func(info gopacket.CaptureInfo) (layers.LinkType, error)
 }
 
 // readCaptured returns packet number, counted from 1, of a pcap or pcapng file.
@@ -77,7 +78,11 @@ func readCaptured(file string, number int) (capturedFrame, error) {
 		if info.Length > info.CaptureLength {
 			return capturedFrame{}, usagef("read capture %s: packet %d was cut to %d of %d bytes; capture with a larger snapshot length", file, n, info.CaptureLength, info.Length)
 		}
-		return captured(file, data, r.LinkType())
+		link, err := r.linkType(info)
+		if err != nil {
+			return capturedFrame{}, usagef("read capture %s: packet %d: %w", file, n, err)
+		}
+		return captured(file, data, link)
 	}
 }
 
@@ -98,14 +103,23 @@ func captured(file string, data []byte, link layers.LinkType) (capturedFrame, er
 	return capturedFrame{}, usagef("read capture %s: link type %d is not read: want Ethernet, raw IP, or what tcpdump -i any writes", file, link)
 }
 
-func openCapture(f *os.File) (packetReader, error) {
+func openCapture(f *os.File) (*capture, error) {
 	if r, err := pcapgo.NewReader(f); err == nil {
-		return r, nil
+		return &capture{r, func(gopacket.CaptureInfo) (layers.LinkType, error) { return r.LinkType(), nil }}, nil
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
-	return pcapgo.NewNgReader(f, pcapgo.DefaultNgReaderOptions)
+	options := pcapgo.DefaultNgReaderOptions
+	options.WantMixedLinkType = true // else packets of other interfaces than the first are passed over
+	r, err := pcapgo.NewNgReader(f, options)
+	if err != nil {
+		return nil, err
+	}
+	return &capture{r, func(info gopacket.CaptureInfo) (layers.LinkType, error) {
+		i, err := r.Interface(info.InterfaceIndex)
+		return i.LinkType, err
+	}}, nil
 }
 
 // isRawIP knows the numbers that stand for "an IP packet, no link header" (tcpdump.org/linktypes.html: 12, 14, 101, 228, 229).
@@ -120,13 +134,11 @@ func isRawIP(t layers.LinkType) bool {
 // parseHex reads bytes as people copy them: digits with or without blanks, colons and 0x.
 func parseHex(args []string) ([]byte, bool) {
 	for _, word := range args {
-		if _, isAddress := parseEnd(word); isAddress {
+		if a, ok := parseEnd(word); ok && !isOctets(word) && a.IsValid() {
 			return nil, false // an IPv6 address is hex and colons, too
 		}
 	}
-	s := strings.Join(args, "")
-	s = strings.NewReplacer(" ", "", ":", "", "\n", "", "\t", "").Replace(s)
-	s = strings.TrimPrefix(strings.TrimPrefix(s, "0x"), "0X")
+	s := strings.NewReplacer("0x", "", "0X", "", " ", "", ":", "", "\n", "", "\t", "").Replace(strings.Join(args, " "))
 	if len(s) < 16 {
 		return nil, false
 	}
@@ -134,23 +146,62 @@ func parseHex(args []string) ([]byte, bool) {
 	return data, err == nil
 }
 
-// classify decides how captured bytes meet the tunnel. A datagram of the tunnel is taken apart: one that it sent is
-// traced as the packet in it, one for it as a datagram. Anything else is a packet that this host sends or, with from,
-// that arrives from there.
-func classify(c capturedFrame, from string, st control.Status) control.TraceRequest {
+// isOctets reports whether a word is pairs of digits between colons, as in a hex dump; an address hardly is.
+func isOctets(word string) bool {
+	for _, octet := range strings.Split(word, ":") {
+		if len(octet) != 2 {
+			return false
+		}
+	}
+	return true
+}
+
+// vantage is where a tunnel stands: what tells its own datagrams from others.
+type vantage struct {
+	status    control.Status
+	endpoints map[netip.AddrPort]bool // of its peers
+}
+
+func newVantage(st control.Status, peers control.Peers) vantage {
+	at := vantage{status: st, endpoints: make(map[netip.AddrPort]bool)}
+	for _, p := range peers.Peers {
+		if endpoint, err := netip.ParseAddrPort(p.Endpoint); err == nil {
+			at.endpoints[endpoint] = true
+		}
+	}
+	return at
+}
+
+// classify decides how bytes meet the tunnel. A datagram of the tunnel is taken apart: one that it sent is traced as the
+// packet in it, one for it as a datagram. Anything else is a packet that this host sends or, with from, one that arrives
+// from there: as a packet, a frame, or the payload of a datagram, whatever it looks like.
+func (at vantage) classify(c capturedFrame, from string) control.TraceRequest {
 	packet := ipPacket(c)
-	if payload, outer, tos, ours := tunnelPayload(packet, st); payload != nil && from == "" {
-		if ours {
-			return control.TraceRequest{Data: innerPacket(payload, st)}
+	if payload, outer, tos, ours := at.tunnelPayload(packet); payload != nil {
+		switch {
+		case ours && from == "":
+			return control.TraceRequest{Data: innerPacket(payload, at.status)}
+		case from != "":
+			outer = from
 		}
 		return control.TraceRequest{Decap: true, Data: payload, Outer: outer, TOS: tos}
 	}
 	if from == "" {
 		return control.TraceRequest{Data: packet}
 	}
+	req := control.TraceRequest{Decap: true, Data: c.data, Outer: from}
 	var h encap.Headers
-	bare := encap.ParseIP(packet, &h) == encap.None
-	return control.TraceRequest{Decap: true, Data: packet, Bare: bare, Outer: from}
+	_, isVXLAN := encap.DecodeVXLAN(c.data, encap.IgnoreBits)
+	switch {
+	case c.linkIP || !c.linkEN && encap.ParseIP(c.data, &h) == encap.None:
+		req.Bare = true
+	case at.status.Underlay.Encap != encap.FramingVXLAN:
+		req.Data = packet
+		req.Bare = true
+	case c.linkEN || isVXLAN != encap.None:
+		req.Frame = true
+	}
+	return req
 }
 
 // ipPacket returns the IP packet in a frame, or the bytes as they are when there is none.
@@ -166,14 +217,15 @@ func ipPacket(c capturedFrame) []byte {
 }
 
 // tunnelPayload returns the payload of a datagram of the tunnel, and whether the tunnel itself sent it.
-func tunnelPayload(packet []byte, st control.Status) (payload []byte, outer string, tos uint8, ours bool) {
+func (at vantage) tunnelPayload(packet []byte) (payload []byte, outer string, tos uint8, ours bool) {
 	var h encap.Headers
 	const udpHeader = 8
 	if encap.ParseIP(packet, &h) != encap.None || h.Proto != encap.ProtoUDP || !h.HasPorts || h.Len < h.L4+udpHeader {
 		return nil, "", 0, false
 	}
-	ours = h.Src == st.Underlay.Local
-	if h.DstPort != st.Underlay.Port || !ours && h.Dst != st.Underlay.Local {
+	u := &at.status.Underlay
+	ours = h.Src == u.Local && at.endpoints[netip.AddrPortFrom(h.Dst, h.DstPort)]
+	if !ours && (h.Dst != u.Local || h.DstPort != u.Port) {
 		return nil, "", 0, false
 	}
 	return packet[h.L4+udpHeader : h.Len], h.Src.String(), h.TOS, ours
@@ -193,39 +245,97 @@ func innerPacket(payload []byte, st control.Status) []byte {
 }
 
 var protocols = map[string]layers.IPProtocol{
-	"tcp": layers.IPProtocolTCP, "udp": layers.IPProtocolUDP, "icmp": layers.IPProtocolICMPv4,
+	"tcp": layers.IPProtocolTCP, "udp": layers.IPProtocolUDP, "sctp": layers.IPProtocolSCTP, "icmp": layers.IPProtocolICMPv4,
 	"icmpv6": layers.IPProtocolICMPv6, "icmp6": layers.IPProtocolICMPv6,
 }
 
-// packetFromTuple makes a packet of PROTOCOL SOURCE[:PORT] DESTINATION[:PORT], in any order of the protocol, with blanks,
-// commas or arrows between.
+// tuple is a 5-tuple while it is being read.
+type tuple struct {
+	proto  layers.IPProtocol
+	known  bool // proto was given
+	ends   []netip.AddrPort
+	before []uint64 // bare numbers in front of the first address
+	after  []uint64 // and behind the second
+}
+
+// packetFromTuple makes a packet of PROTOCOL SOURCE[:PORT] DESTINATION[:PORT]. The protocol's name may stand anywhere, its
+// number first; a port may follow its address after a blank, or both ports the addresses. Commas and arrows are blanks.
 func packetFromTuple(args []string) ([]byte, error) {
-	words := strings.FieldsFunc(strings.Join(args, " "), func(r rune) bool { return r == ' ' || r == ',' || r == '>' })
-	var proto layers.IPProtocol
-	var ends []netip.AddrPort
-	known := false
+	text := strings.Join(args, " ")
+	words := strings.Fields(strings.NewReplacer(",", " ", "->", " ", ">", " ").Replace(text))
+	var t tuple
 	for _, word := range words {
-		if p, ok := protocols[strings.ToLower(word)]; ok {
-			proto, known = p, true
-		} else if n, err := strconv.ParseUint(word, 10, 8); err == nil && !known {
-			proto, known = layers.IPProtocol(n), true
-		} else if end, ok := parseEnd(word); ok {
-			ends = append(ends, end)
-		} else if n, err := strconv.ParseUint(word, 10, 16); err == nil && len(ends) > 0 && ends[len(ends)-1].Port() == 0 {
-			ends[len(ends)-1] = netip.AddrPortFrom(ends[len(ends)-1].Addr(), uint16(n))
-		} else if word != "-" {
-			return nil, usagef("trace %q: %q is no protocol, address or port; want PROTOCOL SOURCE[:PORT] DESTINATION[:PORT], hex, or FILE:N", strings.Join(args, " "), word)
+		if !t.take(strings.ToLower(word)) {
+			return nil, usagef("trace %q: %q is no protocol, address or port here; want PROTOCOL SOURCE[:PORT] DESTINATION[:PORT], hex, or FILE:N", text, word)
+		}
+	}
+	if err := t.finish(); err != nil {
+		return nil, usagef("trace %q: %w", text, err)
+	}
+	return buildPacket(t.proto, t.ends[0], t.ends[1])
+}
+
+// take sorts one word in; false when it fits nowhere.
+func (t *tuple) take(word string) bool {
+	if p, ok := protocols[word]; ok {
+		fresh := !t.known
+		t.proto, t.known = p, true
+		return fresh
+	}
+	if end, ok := parseEnd(word); ok {
+		t.ends = append(t.ends, end)
+		return len(t.ends) <= 2
+	}
+	n, err := strconv.ParseUint(word, 10, 16)
+	switch {
+	case err != nil:
+		return false
+	case len(t.ends) == 0:
+		t.before = append(t.before, n)
+	case len(t.ends) == 1: // between the addresses: the source's port
+		if t.ends[0].Port() != 0 {
+			return false
+		}
+		t.ends[0] = netip.AddrPortFrom(t.ends[0].Addr(), uint16(n))
+	default:
+		t.after = append(t.after, n)
+	}
+	return true
+}
+
+// finish finds out what the bare numbers are, and refuses what could be read in two ways.
+func (t *tuple) finish() error {
+	switch {
+	case len(t.ends) != 2:
+		return errors.New("want a source and a destination address")
+	case t.ends[0].Addr().Is4() != t.ends[1].Addr().Is4():
+		return errors.New("source and destination are of different address families")
+	}
+	if !t.known && len(t.before) == 1 && t.before[0] < 256 {
+		t.proto, t.known, t.before = layers.IPProtocol(t.before[0]), true, nil
+	}
+	if !t.known || len(t.before) > 0 {
+		return errors.New("which protocol? say tcp, udp, sctp, icmp, or a number in front")
+	}
+	if t.proto == layers.IPProtocolICMPv4 && t.ends[0].Addr().Is6() {
+		t.proto = layers.IPProtocolICMPv6
+	}
+	var open []int // ends without a port
+	for i, end := range t.ends {
+		if end.Port() == 0 {
+			open = append(open, i)
 		}
 	}
 	switch {
-	case len(ends) != 2:
-		return nil, usagef("trace %q: want a source and a destination address", strings.Join(args, " "))
-	case ends[0].Addr().Is4() != ends[1].Addr().Is4():
-		return nil, usagef("trace %q: source and destination are of different address families", strings.Join(args, " "))
-	case !known:
-		proto = layers.IPProtocolUDP
+	case len(t.after) == 1 && len(open) > 0:
+		open = open[len(open)-1:] // one number behind both: the destination's port, if that has none
+	case len(t.after) != 0 && len(t.after) != len(open):
+		return errors.New("more ports than addresses without one")
 	}
-	return buildPacket(proto, ends[0], ends[1])
+	for i, n := range t.after {
+		t.ends[open[i]] = netip.AddrPortFrom(t.ends[open[i]].Addr(), uint16(n))
+	}
+	return nil
 }
 
 func parseEnd(word string) (netip.AddrPort, bool) {
@@ -240,6 +350,10 @@ func parseEnd(word string) (netip.AddrPort, bool) {
 
 // buildPacket makes a packet with right lengths and checksums and a short payload.
 func buildPacket(proto layers.IPProtocol, src, dst netip.AddrPort) ([]byte, error) {
+	return buildPacketWith(proto, src, dst, []byte("vxlane trace"))
+}
+
+func buildPacketWith(proto layers.IPProtocol, src, dst netip.AddrPort, payload []byte) ([]byte, error) {
 	var network gopacket.NetworkLayer
 	var stack []gopacket.SerializableLayer
 	if src.Addr().Is4() {
@@ -265,7 +379,7 @@ func buildPacket(proto layers.IPProtocol, src, dst netip.AddrPort) ([]byte, erro
 		_ = icmp.SetNetworkLayerForChecksum(network)
 		stack = append(stack, icmp, &layers.ICMPv6Echo{})
 	}
-	stack = append(stack, gopacket.Payload("vxlane trace"))
+	stack = append(stack, gopacket.Payload(payload))
 	buf := gopacket.NewSerializeBuffer()
 	err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, stack...)
 	return buf.Bytes(), err

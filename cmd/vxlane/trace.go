@@ -14,7 +14,7 @@ const traceLong = `Say what would happen to a packet in a running tunnel: which 
 Nothing is sent and nothing is counted.
 
 The packet is one of
-  a 5-tuple             PROTOCOL SOURCE[:PORT] DESTINATION[:PORT]; the protocol is tcp, udp, icmp, icmpv6 or a number
+  a 5-tuple             PROTOCOL SOURCE[:PORT] DESTINATION[:PORT]; the protocol is tcp, udp, sctp, icmp or a number
   hex                   the bytes of an IP packet, of an Ethernet frame, or of a datagram's payload
   FILE:N                packet N, counted from 1, of a pcap or pcapng file
 
@@ -47,7 +47,11 @@ func newTrace() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			req, err := parseTrace(args, from, st)
+			peers, err := c.Peers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			req, err := parseTrace(args, from, newVantage(st, peers))
 			if err != nil {
 				return err
 			}
@@ -72,7 +76,7 @@ func newTrace() *cobra.Command {
 }
 
 // parseTrace finds out what the arguments describe.
-func parseTrace(args []string, from string, st control.Status) (control.TraceRequest, error) {
+func parseTrace(args []string, from string, at vantage) (control.TraceRequest, error) {
 	if from != "" {
 		if _, err := netip.ParseAddr(from); err != nil {
 			return control.TraceRequest{}, usagef("--from %q: want an underlay address, such as 172.30.0.2", from)
@@ -83,10 +87,10 @@ func parseTrace(args []string, from string, st control.Status) (control.TraceReq
 		if err != nil {
 			return control.TraceRequest{}, err
 		}
-		return classify(frame, from, st), nil
+		return at.classify(frame, from), nil
 	}
 	if data, ok := parseHex(args); ok {
-		return classify(capturedFrame{data: data}, from, st), nil
+		return at.classify(capturedFrame{data: data}, from), nil
 	}
 	packet, err := packetFromTuple(args)
 	if err != nil {

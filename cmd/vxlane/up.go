@@ -89,6 +89,9 @@ func (f *upFlags) load(fs *pflag.FlagSet) (*static.Config, string, error) {
 			described = flag.Name
 		}
 	})
+	if fs.Changed("port") && (f.port < 1 || f.port > 65535) {
+		return nil, "", usagef("--port %d: want 1-65535", f.port)
+	}
 	switch {
 	case f.config != "" && described != "":
 		return nil, "", usagef("--config and --%s exclude each other: put it into the file", described)
@@ -169,9 +172,6 @@ func (f *upFlags) fillUnderlay(u *static.Underlay) error {
 			errs = append(errs, usagef("--local %q: want an address of this host, such as 172.30.0.1", f.local))
 		}
 		u.Local = local
-	}
-	if f.port < 0 || f.port > 65535 {
-		errs = append(errs, usagef("--port %d: want 1-65535", f.port))
 	}
 	u.Port = uint16(f.port)
 	vni, err := encap.NewVNI(uint64(f.vni))

@@ -84,6 +84,8 @@ func badDeviceName(name string) string {
 		return ""
 	case len(name) > maxNameLen:
 		return fmt.Sprintf("want at most %d characters", maxNameLen)
+	case name == "all" || name == "default":
+		return "is the kernel's name for the settings of every device; choose another"
 	case name == "." || name == "..", strings.ContainsAny(name, "/: \t\r\n\v\f%"), !printable(name):
 		return "want a device name: printable ASCII without spaces, '/', ':' or '%'"
 	}
@@ -131,13 +133,17 @@ func isHostAddress(a netip.Addr) bool {
 }
 
 func (d *document) checkPeers(t *Tunnel, peers []Peer, key string) {
+	endpoints := make(map[netip.Addr]bool, len(peers))
+	for _, p := range peers {
+		endpoints[p.Endpoint.Addr()] = true
+	}
 	for i := range peers {
-		d.checkPeer(t, &peers[i], fmt.Sprintf("%s[%d]", key, i))
+		d.checkPeer(t, &peers[i], endpoints, fmt.Sprintf("%s[%d]", key, i))
 	}
 	d.checkConflicts(peers, key)
 }
 
-func (d *document) checkPeer(t *Tunnel, p *Peer, key string) {
+func (d *document) checkPeer(t *Tunnel, p *Peer, endpoints map[netip.Addr]bool, key string) {
 	d.checkEndpoint(t, p, key)
 	if msg := badPeerName(p.Name); msg != "" {
 		d.fail(key+".name", "%q: %s", p.Name, msg)
@@ -159,8 +165,8 @@ func (d *document) checkPeer(t *Tunnel, p *Peer, key string) {
 		switch a := prefix.Addr(); {
 		case a.IsMulticast() || a.IsLoopback() || prefix.IsSingleIP() && !isHostAddress(a):
 			d.fail(at, "%s: packets from there cannot come from a peer", prefix)
-		case t.Routes && prefix.IsSingleIP() && a == p.Endpoint.Addr():
-			d.fail(at, "%s: is the peer's own endpoint: the route would send the underlay's traffic into the tunnel", prefix)
+		case t.Routes && prefix.IsSingleIP() && (a == t.Underlay.Local || endpoints[a]):
+			d.fail(at, "%s: is an underlay address, of a peer or of this host: the route would send the underlay's traffic into the tunnel", prefix)
 		case a.Is6() && t.Underlay.Encap == encap.FramingFlannelUDP:
 			d.fail(at, "%s: flannel-udp carries IPv4 only", prefix)
 		case prefix.IsSingleIP() && slices.ContainsFunc(t.Device.Addresses, func(own netip.Prefix) bool { return own.Addr() == a }):

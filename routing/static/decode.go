@@ -73,9 +73,11 @@ func parse(file string, data []byte, out any) (*document, error) {
 
 // syntaxError turns the library's "yaml: line 3: …" into an Error at that line.
 func (d *document) syntaxError(err error) error {
-	var line int
+	line := 1 // where the library names none
 	msg := strings.TrimPrefix(err.Error(), "yaml: ")
-	if n, _ := fmt.Sscanf(msg, "line %d:", &line); n == 1 {
+	var named int
+	if n, _ := fmt.Sscanf(msg, "line %d:", &named); n == 1 {
+		line = named
 		_, msg, _ = strings.Cut(msg, ": ")
 	}
 	return &Error{File: d.file, Line: line, Column: 1, Message: msg}

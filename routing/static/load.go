@@ -64,8 +64,11 @@ func read(file string, data []byte) (*reading, error) {
 	}
 	c.digest = sha256.Sum256(data)
 	r := &reading{config: c, nodes: d.nodes, file: file}
-	for _, t := range c.Tunnels {
+	for i, t := range c.Tunnels {
 		r.peers = append(r.peers, slices.Clone(t.Peers))
+		if key := fmt.Sprintf("tunnels[%d].underlay.port", i); t.Underlay.Port == 0 && d.nodes[key] != nil {
+			d.fail(key, "0: want 1-65535, or leave it out")
+		}
 	}
 	c.Complete()
 	d.checkConfig(c)

@@ -103,6 +103,7 @@ type TraceRequest struct {
 	Decap bool   `json:"decap"` // as the underlay would deliver it; else as the device would
 	Data  []byte `json:"data"`  // packet; with decap, the datagram's payload
 	Bare  bool   `json:"bare"`  // with decap: data is the packet, to be framed as the peer would
+	Frame bool   `json:"frame"` // with decap: data is an Ethernet frame without its VXLAN header
 	Outer string `json:"outer"` // with decap: outer source address
 	TOS   uint8  `json:"tos"`   // with decap: outer TOS
 }

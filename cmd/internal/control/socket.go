@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 )
 
@@ -52,8 +51,7 @@ func Find(device string) ([]string, error) {
 		return nil, fmt.Errorf("look for sockets: %w", err)
 	}
 	paths = slices.DeleteFunc(paths, func(path string) bool {
-		name, _, _ := strings.Cut(filepath.Base(path), "@")
-		return device != "" && name != device || isStale(path)
+		return device != "" && filepath.Base(path) != fmt.Sprintf("%s@%d.sock", device, inode) || isStale(path)
 	})
 	if len(paths) == 0 {
 		return nil, fmt.Errorf("look for a socket in %s: %w: start a tunnel with vxlane up, or name its socket with --socket", Dir, ErrNotRunning)
@@ -61,11 +59,13 @@ func Find(device string) ([]string, error) {
 	return paths, nil
 }
 
-// Listen opens the socket at path, mode 0600, and makes its directory. A socket that a killed process left is replaced;
+// Listen opens the socket at path, mode 0600. It makes Dir where that is missing, and no other directory. A socket that a killed process left is replaced;
 // one that answers is not.
 func Listen(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("make directory of control socket: %w: choose a place that can be written with --socket", err)
+	if filepath.Dir(path) == Dir {
+		if err := os.MkdirAll(Dir, 0o755); err != nil {
+			return nil, fmt.Errorf("make directory of control socket: %w: choose a place that can be written with --socket", err)
+		}
 	}
 	if err := removeStale(path); err != nil {
 		return nil, err
@@ -74,7 +74,7 @@ func Listen(path string) (net.Listener, error) {
 	l, err := net.Listen("unix", path)
 	syscall.Umask(old)
 	if err != nil {
-		return nil, fmt.Errorf("open control socket: %w: choose a path that can be written with --socket", err)
+		return nil, fmt.Errorf("open control socket: %w: choose a path in a directory that is there and can be written with --socket", err)
 	}
 	return l, nil
 }
@@ -86,9 +86,7 @@ func Sweep() {
 		return
 	}
 	for _, p := range paths {
-		if device, _, ok := strings.Cut(filepath.Base(p), "@"); ok && device != "" {
-			_ = removeStale(p) // one in use stays
-		}
+		_ = removeStale(p) // one in use stays
 	}
 }
 

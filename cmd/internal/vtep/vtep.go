@@ -208,6 +208,26 @@ func (v *VTEP) setRoutes() {
 		prefixes = append(prefixes, p.AllowedIPs...)
 	}
 	v.routeErr = v.link.SetRoutes(prefixes)
+	if v.routeErr == nil {
+		v.routeErr = v.checkUnderlay()
+	}
+}
+
+// checkUnderlay makes sure that no peer's endpoint is reached through the tunnel itself. Only those that some peer's
+// allowed_ips contain can be.
+func (v *VTEP) checkUnderlay() error {
+	peers := v.Tunnel.Peers()
+	for _, p := range peers.Peers() {
+		prefix, owner := peers.LookupPrefix(p.Endpoint.Addr())
+		if owner == nil {
+			continue
+		}
+		inside, err := v.link.Reaches(p.Endpoint.Addr())
+		if err == nil && inside {
+			return fmt.Errorf("the route to peer %s at %s leads into the tunnel itself, by %s of peer %s: take it out of allowed_ips, or set routes: false", p.Name, p.Endpoint.Addr(), prefix, owner.Name)
+		}
+	}
+	return nil
 }
 
 // restore puts back what the kernel took away when the device was down: IPv6 addresses, and all routes.
