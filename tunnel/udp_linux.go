@@ -184,47 +184,49 @@ func (u *UDP) prepareSender(fd int, df bool) error {
 		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program),
 		setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, sendBuffer),
 	)
-	if u.cfg.Local.Is4() {
-		return errors.Join(err, u.prepareSender4(fd, df))
+	o, noChecksum := options4, option{unix.SOL_SOCKET, unix.SO_NO_CHECK, "SO_NO_CHECK"}
+	withoutChecksum := u.cfg.NoChecksum
+	if u.cfg.Local.Is6() {
+		o, noChecksum = options6, option{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_TX, "UDP_NO_CHECK6_TX"}
+		withoutChecksum = u.cfg.NoChecksum6TX
 	}
-	return errors.Join(err, u.prepareSender6(fd, df))
-}
-
-func (u *UDP) prepareSender4(fd int, df bool) error {
-	discover := unix.IP_PMTUDISC_DONT
+	discover := unix.IP_PMTUDISC_DONT // the IPv6 values are the same
 	if df {
 		discover = unix.IP_PMTUDISC_DO
 	}
-	err := errors.Join(
-		setOption(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, discover, "IP_MTU_DISCOVER"),
-		setOption(fd, unix.IPPROTO_IP, unix.IP_TOS, int(u.cfg.TOS), "IP_TOS"),
-	)
+	err = errors.Join(err, o.discover.set(fd, discover), o.tos.set(fd, int(u.cfg.TOS)))
 	if u.cfg.TTL != 0 {
-		err = errors.Join(err, setOption(fd, unix.IPPROTO_IP, unix.IP_TTL, int(u.cfg.TTL), "IP_TTL"))
+		err = errors.Join(err, o.ttl.set(fd, int(u.cfg.TTL)))
 	}
-	if u.cfg.NoChecksum {
-		err = errors.Join(err, setOption(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1, "SO_NO_CHECK"))
+	if withoutChecksum {
+		err = errors.Join(err, noChecksum.set(fd, 1))
 	}
 	return err
 }
 
-func (u *UDP) prepareSender6(fd int, df bool) error {
-	discover := unix.IPV6_PMTUDISC_DONT
-	if df {
-		discover = unix.IPV6_PMTUDISC_DO
-	}
-	err := errors.Join(
-		setOption(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, discover, "IPV6_MTU_DISCOVER"),
-		setOption(fd, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, int(u.cfg.TOS), "IPV6_TCLASS"),
-	)
-	if u.cfg.TTL != 0 {
-		err = errors.Join(err, setOption(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, int(u.cfg.TTL), "IPV6_UNICAST_HOPS"))
-	}
-	if u.cfg.NoChecksum6TX {
-		err = errors.Join(err, setOption(fd, unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_TX, 1, "UDP_NO_CHECK6_TX"))
-	}
-	return err
+// option is a socket option with an int.
+type option struct {
+	level, number int
+	name          string
 }
+
+func (o option) set(fd, value int) error { return setOption(fd, o.level, o.number, value, o.name) }
+
+// familyOptions are the options of ip(7) and ipv6(7) that mean the same.
+type familyOptions struct{ discover, tos, ttl option }
+
+var (
+	options4 = familyOptions{
+		option{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER"},
+		option{unix.IPPROTO_IP, unix.IP_TOS, "IP_TOS"},
+		option{unix.IPPROTO_IP, unix.IP_TTL, "IP_TTL"},
+	}
+	options6 = familyOptions{
+		option{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, "IPV6_MTU_DISCOVER"},
+		option{unix.IPPROTO_IPV6, unix.IPV6_TCLASS, "IPV6_TCLASS"},
+		option{unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, "IPV6_UNICAST_HOPS"},
+	}
+)
 
 func (u *UDP) socket() (int, error) {
 	family := unix.AF_INET
