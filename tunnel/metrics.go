@@ -61,6 +61,7 @@ var (
 	metricSegments  = define("counter", "vxlane_gso_segments_total", "Segments that super-packets were split into here.")
 	metricOverflow  = define("counter", "vxlane_udp_receive_queue_overflow_total", "Datagrams that found the socket's receive buffer full.")
 	metricTUNErrors = define("counter", "vxlane_tun_errors_total", "Writes that the device refused, by errno.", "errno")
+	metricUDPErrors = define("counter", "vxlane_udp_receive_errors_total", "Receive calls that failed and were made again, by errno.", "errno")
 	metricFeature   = define("gauge", "vxlane_feature_enabled", "1 when a kernel feature is in use.", "feature")
 
 	metricReloadOK = define("gauge", "vxlane_config_last_reload_successful", "1 when the last read of the configuration succeeded.")
@@ -180,6 +181,9 @@ func (c *Collector) collectKernel(ch chan<- prometheus.Metric) {
 		metricOverflow.send(ch, float64(counts.QueueOverflows))
 		for errno, n := range counts.DeviceErrors {
 			metricTUNErrors.send(ch, float64(n), errno)
+		}
+		for errno, n := range counts.ReceiveErrors {
+			metricUDPErrors.send(ch, float64(n), errno)
 		}
 	}
 	if c.Features != nil {

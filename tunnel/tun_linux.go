@@ -163,7 +163,7 @@ type tunQueue struct {
 	scratch       [256]byte // the headers of a segment
 	splitter      encap.Splitter
 
-	// Syscalls for packets; see Syscalls.
+	// What AddTo tells.
 	reads, writes routing.Counter
 	errnos        errnoCounters
 }

@@ -323,7 +323,8 @@ func (u *UDP) CloseSenders() error {
 type Counts struct {
 	Syscalls       map[string]uint64 // by call
 	QueueOverflows uint64            // datagrams that found the receive buffer full (SO_RXQ_OVFL)
-	DeviceErrors   map[string]uint64 // by errno
+	DeviceErrors   map[string]uint64 // writes that the device refused, by errno
+	ReceiveErrors  map[string]uint64 // calls that failed and were made again, by errno
 }
 
 // AddTo adds the underlay's counts to c.
@@ -335,6 +336,7 @@ func (u *UDP) AddTo(c *Counts) {
 		r := r.(*udpReceiver)
 		c.Syscalls["recvmmsg"] += r.calls.Load()
 		c.QueueOverflows += r.overflows()
+		r.errnos.addTo(c.ReceiveErrors)
 	}
 }
 

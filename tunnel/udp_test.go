@@ -163,6 +163,40 @@ func TestCloseEndsReceive(t *testing.T) {
 	}
 }
 
+// What may pass is tried again and counted, and an end that was closed meanwhile ends it.
+func TestReceiveErrnos(t *testing.T) {
+	u := openUDP(t, loopbackConfig(t, 1))
+	r := u.receivers[0].(*udpReceiver)
+	script := []error{unix.ENOMEM, unix.EINTR, unix.ECONNREFUSED, unix.ENOMEM}
+	r.recvmmsg = func(int, []mmsghdr) (int, error) {
+		if len(script) == 0 {
+			return 1, nil
+		}
+		err := script[0]
+		script = script[1:]
+		return 0, err
+	}
+	if n, err := r.Receive(make([]Datagram, 4)); n != 1 || err != nil {
+		t.Errorf("after errors that pass: %d, %v", n, err)
+	}
+	counts := Counts{Syscalls: map[string]uint64{}, ReceiveErrors: map[string]uint64{}}
+	u.AddTo(&counts)
+	if counts.ReceiveErrors["ENOMEM"] != 2 || counts.ReceiveErrors["ECONNREFUSED"] != 1 || counts.Syscalls["recvmmsg"] != 5 {
+		t.Errorf("counted %+v", counts)
+	}
+	r.recvmmsg = func(int, []mmsghdr) (int, error) { return 0, unix.EBADF }
+	if _, err := r.Receive(make([]Datagram, 4)); !errors.Is(err, unix.EBADF) {
+		t.Errorf("a socket that is none: %v", err)
+	}
+	r.recvmmsg = func(int, []mmsghdr) (int, error) {
+		u.closed.Store(true)
+		return 0, unix.ENOMEM
+	}
+	if _, err := r.Receive(make([]Datagram, 4)); !errors.Is(err, ErrClosed) {
+		t.Errorf("closed while it fails: %v", err)
+	}
+}
+
 // Flows from different ports are spread over the receivers, and each stays with one.
 func TestReceiversShareThePort(t *testing.T) {
 	u := openUDP(t, loopbackConfig(t, 2))

@@ -23,7 +23,10 @@ type udpReceiver struct {
 	calls  routing.Counter
 	ovfl   atomic.Uint32 // the kernel's own count
 
-	failures routing.Counter // calls that failed and were made again
+	errnos errnoCounters // of calls that failed and were made again
+
+	// The kernel, so that tests can stand in for it.
+	recvmmsg func(fd int, msgs []mmsghdr) (int, error)
 
 	slots    []receiveSlot
 	msgs     []mmsghdr
@@ -46,7 +49,7 @@ func newUDPReceiver(file *os.File, closed *atomic.Bool) (*udpReceiver, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &udpReceiver{conn: conn, closed: closed, slots: make([]receiveSlot, BatchSize), msgs: make([]mmsghdr, BatchSize)}
+	r := &udpReceiver{conn: conn, closed: closed, recvmmsg: recvmmsg, slots: make([]receiveSlot, BatchSize), msgs: make([]mmsghdr, BatchSize)}
 	arena := make([]byte, BatchSize*slotSize)
 	for i := range r.slots {
 		s := &r.slots[i]
@@ -85,9 +88,9 @@ func (r *udpReceiver) receiveSome(fd uintptr) bool {
 		r.msgs[i].hdr.Namelen = unix.SizeofSockaddrInet6
 		r.msgs[i].hdr.SetControllen(len(r.slots[i].control))
 	}
-	for {
+	for !r.closed.Load() {
 		r.calls.Add(1)
-		r.got, r.err = recvmmsg(int(fd), r.msgs[:r.want])
+		r.got, r.err = r.recvmmsg(int(fd), r.msgs[:r.want])
 		switch r.err {
 		case nil, unix.EBADF, unix.ENOTSOCK:
 			return true
@@ -95,10 +98,12 @@ func (r *udpReceiver) receiveSome(fd uintptr) bool {
 			return false
 		case unix.EINTR:
 		default: // out of memory for a moment, or an ICMP error that is for no datagram of ours: nothing is lost by going on
-			r.failures.Add(1)
+			r.errnos.count(r.err)
 			time.Sleep(retryPause)
 		}
 	}
+	r.got, r.err = 0, ErrClosed
+	return true
 }
 
 func (r *udpReceiver) describe(d *Datagram, i int) {

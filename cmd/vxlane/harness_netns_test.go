@@ -54,8 +54,7 @@ type pair struct {
 
 func newPair(t *testing.T, w wire) *pair {
 	t.Helper()
-	needLab(t)
-	l, err := lab.Build(lab.Topology{
+	return newLab(t, lab.Topology{
 		Hosts: []string{"a", "b"},
 		Links: []lab.Link{{
 			A:   lab.End{Host: "a", Device: "eth0", Addresses: prefixes("172.30.0.1/24", "fd30::1/64")},
@@ -63,6 +62,13 @@ func newPair(t *testing.T, w wire) *pair {
 			MTU: w.MTU, Offloads: w.Offloads,
 		}},
 	})
+}
+
+// newLab builds hosts a, b and others for as long as the test runs.
+func newLab(t *testing.T, topology lab.Topology) *pair {
+	t.Helper()
+	needLab(t)
+	l, err := lab.Build(topology)
 	if err != nil {
 		t.Fatal(err)
 	}

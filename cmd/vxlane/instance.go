@@ -158,7 +158,7 @@ func (in *instance) Stats() control.Stats {
 	c := in.vtep.Counts()
 	return control.Stats{
 		Schema: control.SchemaStats, Device: in.vtep.Config.Device.Name, Stats: in.vtep.Tunnel.Stats(),
-		Syscalls: c.Syscalls, QueueOverflows: c.QueueOverflows, DeviceErrors: c.DeviceErrors,
+		Syscalls: c.Syscalls, QueueOverflows: c.QueueOverflows, DeviceErrors: c.DeviceErrors, ReceiveErrors: c.ReceiveErrors,
 	}
 }
 

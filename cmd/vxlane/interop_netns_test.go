@@ -125,24 +125,14 @@ func TestForwardedSuperPackets(t *testing.T) {
 		mtu  int
 	}{{"link as wide as the tunnel", 1450}, {"wider link", 1500}, {"narrower link", 1300}} {
 		t.Run(c.name, func(t *testing.T) {
-			needLab(t)
-			l, err := lab.Build(lab.Topology{
+			p := newLab(t, lab.Topology{
 				Hosts: []string{"a", "b", "c"},
 				Links: []lab.Link{
 					{A: lab.End{Host: "a", Device: "eth0", Addresses: prefixes("172.30.0.1/24")}, B: lab.End{Host: "b", Device: "eth0", Addresses: prefixes("172.30.0.2/24")}},
 					{A: lab.End{Host: "a", Device: "eth1", Addresses: prefixes("10.98.0.1/24")}, B: lab.End{Host: "c", Device: "eth0", Addresses: prefixes("10.98.0.2/24")}, MTU: c.mtu},
 				},
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			p := &pair{t: t, lab: l, a: l.Host("a"), b: l.Host("b"), dir: t.TempDir()}
-			t.Cleanup(func() {
-				if err := l.Close(); err != nil {
-					t.Error(err)
-				}
-			})
-			behind := l.Host("c")
+			behind := p.lab.Host("c")
 			for _, err := range []error{
 				p.a.Sysctl("net.ipv4.ip_forward", "1"),
 				behind.AddRoute(netip.MustParsePrefix("10.99.0.0/24"), netip.MustParseAddr("10.98.0.1"), "eth0"),

@@ -25,28 +25,18 @@ import (
 func TestNarrowUnderlay(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		t.Run(map[bool]string{false: "IPv4", true: "IPv6"}[v6], func(t *testing.T) {
-			needLab(t)
-			l, err := lab.Build(lab.Topology{
+			p := newLab(t, lab.Topology{
 				Hosts: []string{"a", "r", "b"},
 				Links: []lab.Link{
 					{A: lab.End{Host: "a", Device: "eth0", Addresses: prefixes("172.30.0.1/24", "fd30::1/64")}, B: lab.End{Host: "r", Device: "eth0", Addresses: prefixes("172.30.0.254/24", "fd30::fe/64")}, Offloads: noOffloads},
 					{A: lab.End{Host: "r", Device: "eth1", Addresses: prefixes("172.31.0.254/24", "fd31::fe/64")}, B: lab.End{Host: "b", Device: "eth0", Addresses: prefixes("172.31.0.2/24", "fd31::2/64")}, MTU: 1400, Offloads: noOffloads},
 				},
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := l.Close(); err != nil {
-					t.Error(err)
-				}
-			})
-			p := &pair{t: t, lab: l, a: l.Host("a"), b: l.Host("b"), dir: t.TempDir()}
 			route := func(h *lab.Host, to, via string) error {
 				return h.AddRoute(netip.MustParsePrefix(to), netip.MustParseAddr(via), "eth0")
 			}
-			err = errors.Join(
-				l.Host("r").Sysctl("net.ipv4.ip_forward", "1"), l.Host("r").Sysctl("net.ipv6.conf.all.forwarding", "1"),
+			err := errors.Join(
+				p.lab.Host("r").Sysctl("net.ipv4.ip_forward", "1"), p.lab.Host("r").Sysctl("net.ipv6.conf.all.forwarding", "1"),
 				route(p.a, "172.31.0.0/24", "172.30.0.254"), route(p.b, "172.30.0.0/24", "172.31.0.254"),
 				route(p.a, "fd31::/64", "fd30::fe"), route(p.b, "fd30::/64", "fd31::fe"),
 			)

@@ -81,5 +81,11 @@ func printReasons(w io.Writer, s control.Stats) error {
 	if s.QueueOverflows > 0 {
 		p.line("%d datagrams found the socket's receive buffer full", s.QueueOverflows)
 	}
+	for _, errno := range slices.Sorted(maps.Keys(s.DeviceErrors)) {
+		p.line("the device refused %d writes: %s", s.DeviceErrors[errno], errno)
+	}
+	for _, errno := range slices.Sorted(maps.Keys(s.ReceiveErrors)) {
+		p.line("receiving failed %d times and was tried again: %s", s.ReceiveErrors[errno], errno)
+	}
 	return p.err
 }

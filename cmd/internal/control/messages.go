@@ -95,7 +95,8 @@ type Stats struct {
 	tunnel.Stats
 	Syscalls       map[string]uint64 `json:"syscalls"`
 	QueueOverflows uint64            `json:"udp_receive_queue_overflows"`
-	DeviceErrors   map[string]uint64 `json:"tun_errors"`
+	DeviceErrors   map[string]uint64 `json:"tun_errors"`         // by errno
+	ReceiveErrors  map[string]uint64 `json:"udp_receive_errors"` // by errno
 }
 
 // TraceRequest asks what would happen to a packet.

@@ -20,16 +20,15 @@ import (
 
 // VTEP is one tunnel of this host.
 type VTEP struct {
-	Config        static.Tunnel // with every default filled in
-	Tunnel        *tunnel.Tunnel
-	UnderlayName  string // device that has the underlay address
-	UnderlayMTU   int
-	SourcePorts   []uint16
-	device        *tunnel.TUN
-	underlay      *tunnel.UDP
-	link          *tunnel.Link
-	log           *slog.Logger
-	deviceAddress []netip.Prefix
+	Config       static.Tunnel // with every default filled in
+	Tunnel       *tunnel.Tunnel
+	UnderlayName string // device that has the underlay address
+	UnderlayMTU  int
+	SourcePorts  []uint16
+	device       *tunnel.TUN
+	underlay     *tunnel.UDP
+	link         *tunnel.Link
+	log          *slog.Logger
 
 	mu       sync.Mutex // held while the set of peers changes, and the routes with it
 	ready    bool
@@ -48,10 +47,10 @@ type ConfigError struct{ err error }
 func (e *ConfigError) Error() string { return e.err.Error() }
 func (e *ConfigError) Unwrap() error { return e.err }
 
-// Open makes the device and the sockets. Nothing on the host is changed beyond that until Start. key names the tunnel
+// Open makes the device and the sockets. Nothing on the host is changed beyond that until Run. key names the tunnel
 // in errors.
 func Open(c static.Tunnel, key string, log *slog.Logger) (*VTEP, error) {
-	v := &VTEP{Config: c, log: log, deviceAddress: c.Device.Addresses}
+	v := &VTEP{Config: c, log: log}
 	if err := v.completeFromHost(key); err != nil {
 		return nil, err
 	}
@@ -83,7 +82,7 @@ func (v *VTEP) completeFromHost(key string) error {
 		return &ConfigError{fmt.Errorf("%s.device.mtu: the underlay leaves %d bytes for a packet, and at least %d are needed (1280 with IPv6): %s has MTU %d, and %s over it adds %d bytes; raise the MTU of %s",
 			key, room, lowest, v.UnderlayName, v.UnderlayMTU, u.Encap, overhead, v.UnderlayName)}
 	case d.MTU == 0:
-		d.MTU = min(room, 65535)
+		d.MTU = room
 	case d.MTU > room:
 		return &ConfigError{fmt.Errorf("%s.device.mtu: %d does not fit the underlay: %s has MTU %d, and %s over it adds %d bytes; use %d or less, or raise the MTU of %s",
 			key, d.MTU, v.UnderlayName, v.UnderlayMTU, u.Encap, overhead, room, v.UnderlayName)}
@@ -152,7 +151,7 @@ func (v *VTEP) Run(ctx context.Context, ready func()) error {
 
 // announce tells the host about the tunnel, which moves packets already.
 func (v *VTEP) announce(ctx context.Context) error {
-	if err := v.link.AddAddresses(v.deviceAddress); err != nil {
+	if err := v.link.AddAddresses(v.Config.Device.Addresses); err != nil {
 		return explainAddress(err)
 	}
 	if err := v.link.WatchAddresses(ctx, v.Tunnel.SetAddresses); err != nil {
@@ -237,7 +236,7 @@ func (v *VTEP) restore() {
 	if !v.ready {
 		return
 	}
-	if err := v.link.AddAddresses(v.deviceAddress); err != nil {
+	if err := v.link.AddAddresses(v.Config.Device.Addresses); err != nil {
 		v.log.Error("cannot restore the device's addresses", "device", v.Config.Device.Name, "err", err)
 	}
 	if v.Config.Routes {
@@ -269,7 +268,7 @@ func (v *VTEP) Addresses() ([]netip.Prefix, error) { return v.link.Addresses() }
 
 // Counts returns what the kernel interfaces count.
 func (v *VTEP) Counts() tunnel.Counts {
-	c := tunnel.Counts{Syscalls: make(map[string]uint64), DeviceErrors: make(map[string]uint64)}
+	c := tunnel.Counts{Syscalls: make(map[string]uint64), DeviceErrors: make(map[string]uint64), ReceiveErrors: make(map[string]uint64)}
 	v.device.AddTo(&c)
 	v.underlay.AddTo(&c)
 	return c
