@@ -40,12 +40,12 @@ func (l *Lab) addLink(link Link) error {
 	return err
 }
 
-// awaitRunning waits until a device has a carrier and its IPv6 link-local address: both come a moment after it is up, and
-// whoever compares a host before and after wants them there before.
+// awaitRunning waits until a device has a carrier, its IPv6 link-local address, and the route that comes with that: they
+// follow a moment after it is up, and whoever compares a host before and after wants them there before.
 func (h *Host) awaitRunning(device string) error {
 	const patience, pause = 5 * time.Second, time.Millisecond
 	settled := func(l netlink.Link) (bool, error) {
-		if l.Attrs().OperState != netlink.OperUp {
+		if state := l.Attrs().OperState; state != netlink.OperUp && state != netlink.OperUnknown {
 			return false, nil
 		}
 		addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
@@ -56,9 +56,15 @@ func (h *Host) awaitRunning(device string) error {
 		if err != nil || strings.TrimSpace(string(off)) == "1" {
 			return true, nil
 		}
-		return slices.ContainsFunc(addrs, func(a netlink.Addr) bool {
+		i := slices.IndexFunc(addrs, func(a netlink.Addr) bool {
 			return a.IP.IsLinkLocalUnicast() && a.Flags&unix.IFA_F_TENTATIVE == 0
-		}), nil
+		})
+		if i < 0 {
+			return false, nil
+		}
+		local := &netlink.Route{LinkIndex: l.Attrs().Index, Table: unix.RT_TABLE_LOCAL}
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, local, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+		return slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.IP.Equal(addrs[i].IP) }), err
 	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
 		done := false

@@ -53,7 +53,10 @@ func (h *Host) AddVXLAN(v VXLAN) error {
 	if err := h.AddAddresses(v.Device, v.Addresses...); err != nil {
 		return err
 	}
-	return h.SetUp(v.Device)
+	if err := h.SetUp(v.Device); err != nil {
+		return err
+	}
+	return h.awaitRunning(v.Device)
 }
 
 // request is the RTM_NEWLINK message for v. netlink.Vxlan cannot say noudpcsum: it leaves the attribute out, and the
