@@ -1,0 +1,139 @@
+// Package stats says what a set of measurements allows to be said, and no more: medians with intervals, ratios with
+// intervals, and "no difference" where the noise is as large.
+package stats
+
+import (
+	"math"
+	"math/rand/v2"
+	"slices"
+)
+
+// Interval is an estimate with the bounds of its confidence interval.
+type Interval struct{ Value, Low, High float64 }
+
+// Contains reports whether x lies within the bounds.
+func (i Interval) Contains(x float64) bool { return i.Low <= x && x <= i.High }
+
+// Known reports whether there is an estimate at all.
+func (i Interval) Known() bool { return !math.IsNaN(i.Value) }
+
+// Unknown is the estimate from no samples.
+var Unknown = Interval{math.NaN(), math.NaN(), math.NaN()}
+
+const (
+	resamples = 2000
+	// Confidence is that of the intervals in reports.
+	Confidence = 0.95
+	// Enough is how many samples of each side a claim needs: with fewer, even a complete separation happens by chance in
+	// more than one case in twenty.
+	Enough = 4
+)
+
+// Median returns the median of samples, NaN when there are none. The slice is not changed.
+func Median(samples []float64) float64 { return medianOf(slices.Clone(samples)) }
+
+// medianOf sorts s, its scratch.
+func medianOf(s []float64) float64 {
+	if len(s) == 0 {
+		return math.NaN()
+	}
+	slices.Sort(s)
+	if n := len(s); n%2 == 0 {
+		return (s[n/2-1] + s[n/2]) / 2
+	}
+	return s[len(s)/2]
+}
+
+// MedianInterval returns the median of samples with its 95 % interval, by the percentile bootstrap (Efron, 1979). It is
+// the same for the same samples: the resampling has a fixed seed.
+func MedianInterval(samples []float64) Interval {
+	draw := newDrawer(samples)
+	return bootstrap(Median(samples), Confidence, draw.median)
+}
+
+// RatioInterval returns the ratio of the median of a to that of b with its interval at the given confidence; a and b are
+// drawn anew independently.
+func RatioInterval(a, b []float64, confidence float64) Interval {
+	x, y := newDrawer(a), newDrawer(b)
+	return bootstrap(Median(a)/Median(b), confidence, func(rng *rand.Rand) float64 { return x.median(rng) / y.median(rng) })
+}
+
+// drawer draws with replacement.
+type drawer struct{ from, scratch []float64 }
+
+func newDrawer(from []float64) *drawer { return &drawer{from, make([]float64, len(from))} }
+
+func (d *drawer) median(rng *rand.Rand) float64 {
+	for i := range d.scratch {
+		d.scratch[i] = d.from[rng.IntN(len(d.from))]
+	}
+	return medianOf(d.scratch)
+}
+
+func bootstrap(value, confidence float64, once func(*rand.Rand) float64) Interval {
+	if math.IsNaN(value) || math.IsInf(value, 0) {
+		return Unknown
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	results := make([]float64, resamples)
+	for i := range results {
+		results[i] = once(rng)
+	}
+	slices.Sort(results)
+	tail := (1 - confidence) / 2
+	return Interval{Value: value, Low: quantile(results, tail), High: quantile(results, 1-tail)}
+}
+
+// quantile returns the value below which a share q of sorted lies, interpolated.
+func quantile(sorted []float64, q float64) float64 {
+	at := q * float64(len(sorted)-1)
+	i := int(at)
+	if i+1 >= len(sorted) {
+		return sorted[len(sorted)-1]
+	}
+	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
+}
+
+// Verdict is what can be said of a ratio.
+type Verdict string
+
+// The verdicts.
+const (
+	Higher       Verdict = "higher"
+	Lower        Verdict = "lower"
+	NoDifference Verdict = "no difference"
+	TooFew       Verdict = "too few samples"
+)
+
+// Judge says whether ratio differs from 1 by more than chance, and by more than each control, the ratio of a system to
+// itself in the same run: what an A/A comparison shows is noise, whatever its cause. An unknown control says nothing.
+func Judge(ratio Interval, controls ...Interval) Verdict {
+	if !ratio.Known() || ratio.Contains(1) || distance(ratio.Value) <= Noise(controls...) {
+		return NoDifference
+	}
+	if ratio.Value > 1 {
+		return Higher
+	}
+	return Lower
+}
+
+// JudgeSamples is Judge for so many samples on the smaller side.
+func JudgeSamples(samples int, ratio Interval, controls ...Interval) Verdict {
+	if samples < Enough {
+		return TooFew
+	}
+	return Judge(ratio, controls...)
+}
+
+// Noise returns the largest distance from 1 that the controls' intervals reach, as |ln ratio|.
+func Noise(controls ...Interval) float64 {
+	noise := 0.0
+	for _, c := range controls {
+		if c.Known() {
+			noise = max(noise, distance(c.Low), distance(c.High))
+		}
+	}
+	return noise
+}
+
+func distance(ratio float64) float64 { return math.Abs(math.Log(ratio)) }
