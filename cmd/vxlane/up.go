@@ -39,10 +39,10 @@ const upExample = `  vxlane up --local 172.30.0.1 --address 10.99.0.1/24 --peer 
 type upFlags struct {
 	config, socket string
 
-	local, device, mode, mac, encap, metrics string
-	addresses, peers                         []string
-	mtu, port                                int
-	vni                                      int64
+	local, device, mode, mac, encap, tier, metrics string
+	addresses, peers                               []string
+	mtu, port                                      int
+	vni                                            int64
 }
 
 func newUp() *cobra.Command {
@@ -77,6 +77,7 @@ func (f *upFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.encap, "encap", string(encap.FramingVXLAN), "framing: vxlan or flannel-udp")
 	fs.Int64Var(&f.vni, "vni", 1, "VXLAN network identifier")
 	fs.IntVar(&f.port, "port", 0, "UDP `PORT` (default 8472, with flannel-udp 8285)")
+	fs.StringVar(&f.tier, "tier", string(static.TierAuto), "kernel offloads to use: auto or portable")
 	fs.StringVar(&f.metrics, "metrics", "", "`ADDRESS:PORT` that serves Prometheus metrics (default: off)")
 	fs.StringVar(&f.socket, "socket", "", "`PATH` of the control socket (default: in /run/vxlane)")
 }
@@ -123,6 +124,7 @@ func loadConfig(path string) (*static.Config, error) {
 
 func (f *upFlags) fromFlags() (*static.Config, error) {
 	t := static.NewTunnel()
+	t.Tier = static.Tier(f.tier)
 	errs := []error{
 		f.fillDevice(&t.Device),
 		f.fillUnderlay(&t.Underlay),

@@ -34,6 +34,13 @@ func (d *document) checkConfig(c *Config) {
 		d.checkDevice(t, key+".device")
 		d.checkUnderlay(&t.Underlay, key+".underlay")
 		d.checkPeers(t, t.Peers, key+".peers")
+		switch t.Tier {
+		case TierAuto, TierPortable:
+		case TierUDPGSO, TierTunnelGSO:
+			d.fail(key+".tier", "%s is not available in this version: use auto or portable", t.Tier)
+		default:
+			d.fail(key+".tier", "%q: want auto or portable", t.Tier)
+		}
 		d.checkAgainst(c.Tunnels[:i], t, key)
 	}
 	d.checkMetrics(&c.Metrics)

@@ -35,6 +35,7 @@ func TestDesignExample(t *testing.T) {
 			AllowedIPs: []Prefix{{netip.MustParsePrefix("10.99.0.2/32")}, {netip.MustParsePrefix("10.244.2.0/24")}},
 		}},
 		Routes: true,
+		Tier:   TierAuto,
 		FDB:    FDB{Ageing: Duration(300 * time.Second), Limit: 4096, Flood: Flood{All: true}},
 	}
 	if !reflect.DeepEqual(c.Tunnels, []Tunnel{want}) {
@@ -137,6 +138,8 @@ func TestMistakes(t *testing.T) {
 		"name too long":             {tunnel("    device: {name: abcdefghijklmnop}\n"), "want at most 15 characters"},
 		"name with slash":           {tunnel("    device: {name: a/b}\n"), "want a device name"},
 		"tap":                       {tunnel("    device: {mode: tap}\n"), "tap is not available in this version"},
+		"udp-gso":                   {tunnel("    tier: udp-gso\n"), "udp-gso is not available in this version: use auto or portable"},
+		"tier":                      {tunnel("    tier: fast\n"), "want auto or portable"},
 		"address twice":             {tunnel("    device: {addresses: [10.0.0.1/24, 10.0.0.1/24]}\n"), "addresses[1]: 10.0.0.1/24: given twice"},
 		"multicast address":         {tunnel("    device: {addresses: [224.0.0.1/24]}\n"), "not an address that a host can have"},
 		"address without length":    {tunnel("    device: {addresses: [10.0.0.1]}\n"), "tunnels[0].device.addresses[0]:"},

@@ -15,6 +15,17 @@ import (
 	"github.com/vxlane/vxlane/encap"
 )
 
+// Tier is the set of kernel offloads that a tunnel is to use.
+type Tier string
+
+// The tiers. All but TierAuto and TierPortable are known by name only in this version.
+const (
+	TierAuto      Tier = "auto"
+	TierTunnelGSO Tier = "tunnel-gso"
+	TierUDPGSO    Tier = "udp-gso"
+	TierPortable  Tier = "portable"
+)
+
 // Mode is what a device carries.
 type Mode string
 
