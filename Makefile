@@ -14,7 +14,7 @@ COUNT    ?= 6
 
 build:
 	@mkdir -p bin
-	$(GO) build -trimpath -ldflags '-X main.buildVersion=$(VERSION)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
+	$(GO) build -trimpath -ldflags '-X github.com/vxlane/vxlane/cmd/internal/cli.buildVersion=$(VERSION)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
 
 demo: build
 	@./bin/vxlane demo

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/routing/static"
 )
 
@@ -28,7 +29,7 @@ func newConfigCheck() *cobra.Command {
 				peers += len(t.Peers)
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), struct {
+				return cli.PrintJSON(cmd.OutOrStdout(), struct {
 					Schema  string `json:"schema"`
 					File    string `json:"file"`
 					OK      bool   `json:"ok"`
@@ -41,7 +42,7 @@ func newConfigCheck() *cobra.Command {
 		},
 	}
 	addConfigFlag(cmd, &file)
-	addJSON(cmd, &asJSON)
+	cli.AddJSON(cmd, &asJSON)
 	return cmd
 }
 
@@ -57,7 +58,7 @@ func newConfigShow() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), struct {
+				return cli.PrintJSON(cmd.OutOrStdout(), struct {
 					Schema string `json:"schema"`
 					*static.Config
 				}{"vxlane/config/v1", c})
@@ -71,7 +72,7 @@ func newConfigShow() *cobra.Command {
 		},
 	}
 	addConfigFlag(cmd, &file)
-	addJSON(cmd, &asJSON)
+	cli.AddJSON(cmd, &asJSON)
 	return cmd
 }
 
@@ -86,9 +87,9 @@ func optionalFile(file *string) cobra.PositionalArgs {
 		case len(args) == 0:
 			return nil
 		case len(args) > 1:
-			return usagef("unexpected argument %q; see %s --help", args[1], cmd.CommandPath())
+			return cli.Usagef("unexpected argument %q; see %s --help", args[1], cmd.CommandPath())
 		case cmd.Flags().Changed("config"):
-			return usagef("the file is given twice: %s and %s", *file, args[0])
+			return cli.Usagef("the file is given twice: %s and %s", *file, args[0])
 		}
 		*file = args[0]
 		return nil

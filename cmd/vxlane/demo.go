@@ -17,6 +17,7 @@ import (
 
 	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/bench/traffic"
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 )
 
@@ -35,10 +36,10 @@ With --keep the hosts stay, for looking around with other tools; --remove takes 
 func newDemo() *cobra.Command {
 	var keep, remove bool
 	cmd := &cobra.Command{
-		Use: "demo", Short: "show a tunnel between two hosts on this machine", Long: demoLong, Args: noArgs,
+		Use: "demo", Short: "show a tunnel between two hosts on this machine", Long: demoLong, Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if keep && remove {
-				return usagef("--keep and --remove exclude each other")
+				return cli.Usagef("--keep and --remove exclude each other")
 			}
 			if err := lab.Available(); err != nil {
 				return fmt.Errorf("demo: %w: %w", err, os.ErrPermission)

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/cmd/internal/vtep"
 	"github.com/vxlane/vxlane/routing/static"
@@ -83,7 +84,7 @@ var _ control.Handler = (*instance)(nil)
 func (in *instance) Status() control.Status {
 	v := in.vtep
 	s := control.Status{
-		Schema: control.SchemaStatus, Version: version(), PID: os.Getpid(), Started: v.Tunnel.Started(),
+		Schema: control.SchemaStatus, Version: cli.Version(), PID: os.Getpid(), Started: v.Tunnel.Started(),
 		Device:      control.DeviceStatus{Device: v.Config.Device, Up: v.IsUp(), AddressesNow: []string{}},
 		Underlay:    control.UnderlayStatus{Underlay: v.Config.Underlay, Device: v.UnderlayName, MTU: v.UnderlayMTU, SourcesUsed: v.SourcePorts},
 		Tier:        tunnel.TierPortable,

@@ -22,6 +22,7 @@ import (
 
 	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/bench/traffic"
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 )
 
 // config writes a configuration file.
@@ -215,15 +216,15 @@ func TestUpFailures(t *testing.T) {
 		code int
 		want []string
 	}{
-		{"port taken by the kernel", upArgs("--port", "4789"), nil, exitFailure, []string{"port 4789", "address already in use", "--port"}},
-		{"MTU too large", upArgs("--mtu", "1451"), nil, exitUsage, []string{"device.mtu: 1451 does not fit", "eth0 has MTU 1500", "use 1450 or less"}},
-		{"address of another host", []string{"--local", "192.0.2.1", "--address", "10.99.0.1/24"}, nil, exitUsage, []string{"underlay.local 192.0.2.1", "see ip address"}},
-		{"underlay inside the tunnel", append(upArgs(), "--peer", "endpoint=172.30.0.3,mac=02:00:00:00:00:03,allowed_ips=172.30.0.0/25"), nil, exitFailure, []string{"the route to peer b at 172.30.0.2 leads into the tunnel itself", "routes: false"}},
-		{"no directory for the socket", upArgs("--socket", filepath.Join(p.dir, "none", "x.sock")), nil, exitFailure, []string{"--socket"}},
-		{"device name taken", upArgs("--device", "eth0"), nil, exitFailure, []string{"open device eth0", "--device"}},
-		{"route taken", append(upArgs(), "--peer", "endpoint=172.30.0.3,mac=02:00:00:00:00:03,allowed_ips=172.30.0.0/24"), nil, exitFailure, []string{"add route 172.30.0.0/24", "routes: false"}},
-		{"metrics address taken", upArgs("--metrics", "203.0.113.1:9472"), nil, exitFailure, []string{"serve metrics", "--metrics"}},
-		{"not root", upArgs(), nobody, exitPermission, []string{"permission", "CAP_NET_ADMIN"}},
+		{"port taken by the kernel", upArgs("--port", "4789"), nil, cli.ExitFailure, []string{"port 4789", "address already in use", "--port"}},
+		{"MTU too large", upArgs("--mtu", "1451"), nil, cli.ExitUsage, []string{"device.mtu: 1451 does not fit", "eth0 has MTU 1500", "use 1450 or less"}},
+		{"address of another host", []string{"--local", "192.0.2.1", "--address", "10.99.0.1/24"}, nil, cli.ExitUsage, []string{"underlay.local 192.0.2.1", "see ip address"}},
+		{"underlay inside the tunnel", append(upArgs(), "--peer", "endpoint=172.30.0.3,mac=02:00:00:00:00:03,allowed_ips=172.30.0.0/25"), nil, cli.ExitFailure, []string{"the route to peer b at 172.30.0.2 leads into the tunnel itself", "routes: false"}},
+		{"no directory for the socket", upArgs("--socket", filepath.Join(p.dir, "none", "x.sock")), nil, cli.ExitFailure, []string{"--socket"}},
+		{"device name taken", upArgs("--device", "eth0"), nil, cli.ExitFailure, []string{"open device eth0", "--device"}},
+		{"route taken", append(upArgs(), "--peer", "endpoint=172.30.0.3,mac=02:00:00:00:00:03,allowed_ips=172.30.0.0/24"), nil, cli.ExitFailure, []string{"add route 172.30.0.0/24", "routes: false"}},
+		{"metrics address taken", upArgs("--metrics", "203.0.113.1:9472"), nil, cli.ExitFailure, []string{"serve metrics", "--metrics"}},
+		{"not root", upArgs(), nobody, cli.ExitPermission, []string{"permission", "CAP_NET_ADMIN"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := hostState(t, p.a)
@@ -296,8 +297,8 @@ func TestNoTUNDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = proc.Wait()
-	if code := cmd.ProcessState.ExitCode(); code != exitKernel || !strings.Contains(out.String(), "mknod /dev/net/tun c 10 200") {
-		t.Errorf("exit code %d, want %d:\n%s", code, exitKernel, out.String())
+	if code := cmd.ProcessState.ExitCode(); code != cli.ExitKernel || !strings.Contains(out.String(), "mknod /dev/net/tun c 10 200") {
+		t.Errorf("exit code %d, want %d:\n%s", code, cli.ExitKernel, out.String())
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/google/gopacket/layers"
 	"github.com/google/gopacket/pcapgo"
 
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/encap"
 )
@@ -54,33 +55,33 @@ type capture struct {
 func readCaptured(file string, number int) (capturedFrame, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return capturedFrame{}, usagef("read capture: %w", err)
+		return capturedFrame{}, cli.Usagef("read capture: %w", err)
 	}
 	defer f.Close()
 	r, err := openCapture(f)
 	if err != nil {
-		return capturedFrame{}, usagef("read capture %s: %w: want a pcap or pcapng file", file, err)
+		return capturedFrame{}, cli.Usagef("read capture %s: %w: want a pcap or pcapng file", file, err)
 	}
 	if number < 1 {
-		return capturedFrame{}, usagef("read capture %s: packets are counted from 1, got %d", file, number)
+		return capturedFrame{}, cli.Usagef("read capture %s: packets are counted from 1, got %d", file, number)
 	}
 	for n := 1; ; n++ {
 		data, info, err := r.ReadPacketData()
 		if errors.Is(err, io.EOF) {
-			return capturedFrame{}, usagef("read capture %s: it has %d packets, there is no number %d", file, n-1, number)
+			return capturedFrame{}, cli.Usagef("read capture %s: it has %d packets, there is no number %d", file, n-1, number)
 		}
 		if err != nil {
-			return capturedFrame{}, usagef("read capture %s: packet %d: %w", file, n, err)
+			return capturedFrame{}, cli.Usagef("read capture %s: packet %d: %w", file, n, err)
 		}
 		if n < number {
 			continue
 		}
 		if info.Length > info.CaptureLength {
-			return capturedFrame{}, usagef("read capture %s: packet %d was cut to %d of %d bytes; capture with a larger snapshot length", file, n, info.CaptureLength, info.Length)
+			return capturedFrame{}, cli.Usagef("read capture %s: packet %d was cut to %d of %d bytes; capture with a larger snapshot length", file, n, info.CaptureLength, info.Length)
 		}
 		link, err := r.linkType(info)
 		if err != nil {
-			return capturedFrame{}, usagef("read capture %s: packet %d: %w", file, n, err)
+			return capturedFrame{}, cli.Usagef("read capture %s: packet %d: %w", file, n, err)
 		}
 		return captured(file, data, link)
 	}
@@ -100,7 +101,7 @@ func captured(file string, data []byte, link layers.LinkType) (capturedFrame, er
 	case link == sll2 && len(data) >= sll2Header:
 		return capturedFrame{data: data[sll2Header:], linkIP: true}, nil
 	}
-	return capturedFrame{}, usagef("read capture %s: link type %d is not read: want Ethernet, raw IP, or what tcpdump -i any writes", file, link)
+	return capturedFrame{}, cli.Usagef("read capture %s: link type %d is not read: want Ethernet, raw IP, or what tcpdump -i any writes", file, link)
 }
 
 func openCapture(f *os.File) (*capture, error) {
@@ -266,11 +267,11 @@ func packetFromTuple(args []string) ([]byte, error) {
 	var t tuple
 	for _, word := range words {
 		if !t.take(strings.ToLower(word)) {
-			return nil, usagef("trace %q: %q is no protocol, address or port here; want PROTOCOL SOURCE[:PORT] DESTINATION[:PORT], hex, or FILE:N", text, word)
+			return nil, cli.Usagef("trace %q: %q is no protocol, address or port here; want PROTOCOL SOURCE[:PORT] DESTINATION[:PORT], hex, or FILE:N", text, word)
 		}
 	}
 	if err := t.finish(); err != nil {
-		return nil, usagef("trace %q: %w", text, err)
+		return nil, cli.Usagef("trace %q: %w", text, err)
 	}
 	return buildPacket(t.proto, t.ends[0], t.ends[1])
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 )
 
@@ -21,7 +22,7 @@ func newPeerList() *cobra.Command {
 	var t target
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "list", Aliases: []string{"show"}, Short: "list peers: where they are, what is behind them, what was moved", Args: noArgs,
+		Use: "list", Aliases: []string{"show"}, Short: "list peers: where they are, what is behind them, what was moved", Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := t.client()
 			if err != nil {
@@ -32,13 +33,13 @@ func newPeerList() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), peers)
+				return cli.PrintJSON(cmd.OutOrStdout(), peers)
 			}
 			return printPeers(cmd.OutOrStdout(), peers)
 		},
 	}
 	t.addFlags(cmd)
-	addJSON(cmd, &asJSON)
+	cli.AddJSON(cmd, &asJSON)
 	return cmd
 }
 
@@ -71,10 +72,10 @@ func newPeerApply() *cobra.Command {
 	var asJSON bool
 	var file string
 	cmd := &cobra.Command{
-		Use: "apply -f FILE|-", Short: "replace the whole set of peers", Long: applyLong, Example: applyExample, Args: noArgs,
+		Use: "apply -f FILE|-", Short: "replace the whole set of peers", Long: applyLong, Example: applyExample, Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file == "" {
-				return usagef("which peers? say -f FILE, or -f - for standard input")
+				return cli.Usagef("which peers? say -f FILE, or -f - for standard input")
 			}
 			origin, data, err := readInput(file, cmd.InOrStdin())
 			if err != nil {
@@ -93,7 +94,7 @@ func newPeerApply() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "", "`FILE` with the peers, - for standard input")
 	t.addFlags(cmd)
-	addJSON(cmd, &asJSON)
+	cli.AddJSON(cmd, &asJSON)
 	return cmd
 }
 
@@ -108,7 +109,7 @@ func readInput(file string, stdin io.Reader) (origin string, data []byte, err er
 	case errors.Is(err, os.ErrPermission):
 		return file, nil, fmt.Errorf("read peers: %w", err)
 	case err != nil:
-		return file, nil, usagef("read peers: %w", err)
+		return file, nil, cli.Usagef("read peers: %w", err)
 	}
 	return file, data, nil
 }
@@ -142,7 +143,7 @@ func newReload() *cobra.Command {
 	var t target
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "reload", Short: "have the configuration file read again", Args: noArgs,
+		Use: "reload", Short: "have the configuration file read again", Args: cli.NoArgs,
 		Long: "Have every tunnel of this network namespace read its configuration file again. A bad file changes nothing.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			clients, err := t.clients()
@@ -163,6 +164,6 @@ func newReload() *cobra.Command {
 		},
 	}
 	t.addFlags(cmd)
-	addJSON(cmd, &asJSON)
+	cli.AddJSON(cmd, &asJSON)
 	return cmd
 }

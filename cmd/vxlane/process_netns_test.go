@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/bench/lab"
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 )
 
@@ -41,7 +42,7 @@ func (p *pair) up(h *lab.Host, args ...string) *lab.Command {
 	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		out, code := p.vxlane(h, "status")
-		if code == exitOK {
+		if code == cli.ExitOK {
 			return proc
 		}
 		if time.Now().After(deadline) {
@@ -66,14 +67,14 @@ func TestDefaultSockets(t *testing.T) {
 			t.Errorf("host %s: status\n%s", h.Name(), out)
 		}
 	}
-	if out, code := p.vxlane(p.a, append([]string{"up", "--device", "vxlane0"}, args("172.30.0.1", "172.30.0.2", "10.99.0.1", "10.99.0.2")...)...); code != exitFailure || !strings.Contains(out, "a device of that name exists") {
+	if out, code := p.vxlane(p.a, append([]string{"up", "--device", "vxlane0"}, args("172.30.0.1", "172.30.0.2", "10.99.0.1", "10.99.0.2")...)...); code != cli.ExitFailure || !strings.Contains(out, "a device of that name exists") {
 		t.Errorf("the same device twice: exit code %d\n%s", code, out)
 	}
 	if err := a.Signal(unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	_ = a.Wait()
-	if out, code := p.vxlane(p.a, "status"); code != exitFailure || !strings.Contains(out, "no vxlane is running here") {
+	if out, code := p.vxlane(p.a, "status"); code != cli.ExitFailure || !strings.Contains(out, "no vxlane is running here") {
 		t.Errorf("after SIGKILL: exit code %d\n%s", code, out)
 	}
 	a = p.up(p.a, args("172.30.0.1", "172.30.0.2", "10.99.0.1", "10.99.0.2")...)
@@ -120,14 +121,14 @@ tunnels:
 		v.Device, v.ID, v.Port, v.Addresses = "vxlan1", 7, 4789, v.Addresses[1:]
 	})
 	p.pingAll(56)
-	if out, code := p.vxlane(p.a, "stats"); code != exitUsage || !strings.Contains(out, "2 tunnels run here: say which with --device or --socket") {
+	if out, code := p.vxlane(p.a, "stats"); code != cli.ExitUsage || !strings.Contains(out, "2 tunnels run here: say which with --device or --socket") {
 		t.Errorf("stats of which: exit code %d\n%s", code, out)
 	}
-	if out, code := p.vxlane(p.a, "peer", "list", "--device", "vxlane1"); code != exitOK || !strings.Contains(out, "172.30.0.2:4789") {
+	if out, code := p.vxlane(p.a, "peer", "list", "--device", "vxlane1"); code != cli.ExitOK || !strings.Contains(out, "172.30.0.2:4789") {
 		t.Errorf("peer list: exit code %d\n%s", code, out)
 	}
 	for _, args := range [][]string{{"status", "--json"}, {"reload", "--json"}} {
-		if out, code := p.vxlane(p.a, args...); code != exitOK || !strings.Contains(out, `"schema": "vxlane/list/v1"`) {
+		if out, code := p.vxlane(p.a, args...); code != cli.ExitOK || !strings.Contains(out, `"schema": "vxlane/list/v1"`) {
 			t.Errorf("%v: exit code %d\n%s", args, code, out)
 		}
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,28 +12,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/cmd/internal/vtep"
 	"github.com/vxlane/vxlane/routing/static"
 )
-
-// The exit codes; docs/cli.md tells users.
-const (
-	exitOK         = 0
-	exitFailure    = 1
-	exitUsage      = 2 // wrong arguments or configuration
-	exitDegraded   = 3 // it runs, but not as it should
-	exitPermission = 4
-	exitKernel     = 5 // the kernel lacks something
-)
-
-// usageError is a command line that cannot be right.
-type usageError struct{ err error }
-
-func (e *usageError) Error() string { return e.err.Error() }
-func (e *usageError) Unwrap() error { return e.err }
-
-func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
 
 // errDegraded makes status exit with its own code; it was printed already.
 var errDegraded = errors.New("degraded")
@@ -65,25 +47,24 @@ func errorLines(err error) []string {
 // exitCode sorts an error into one of the codes that users can rely on.
 func exitCode(err error) int {
 	var (
-		usage       *usageError
 		remote      *control.UsageError
 		config      *static.Error
 		unsupported *vtep.ConfigError
 	)
 	switch {
 	case err == nil:
-		return exitOK
-	case errors.As(err, &usage), errors.As(err, &remote), errors.As(err, &config), errors.As(err, &unsupported):
-		return exitUsage
+		return cli.ExitOK
+	case cli.IsUsage(err), errors.As(err, &remote), errors.As(err, &config), errors.As(err, &unsupported):
+		return cli.ExitUsage
 	case errors.Is(err, vtep.ErrKernel), errors.Is(err, syscall.EAFNOSUPPORT), errors.Is(err, syscall.EOPNOTSUPP):
-		return exitKernel
+		return cli.ExitKernel
 	case errors.Is(err, fs.ErrPermission):
-		return exitPermission
+		return cli.ExitPermission
 	}
 	if onlyDegraded(err) {
-		return exitDegraded
+		return cli.ExitDegraded
 	}
-	return exitFailure
+	return cli.ExitFailure
 }
 
 // onlyDegraded reports whether nothing is wrong but that a tunnel is degraded.
@@ -95,40 +76,18 @@ It speaks to the kernel's vxlan device, and to itself.
 Exit codes: 0 ok, 1 failure, 2 usage or configuration, 3 degraded, 4 no permission, 5 the kernel lacks something.`
 
 func newRoot() *cobra.Command {
-	root := &cobra.Command{
-		Use:           "vxlane",
-		Short:         "a VXLAN and flannel-UDP tunnel in user space",
-		Long:          rootLong,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          noArgs,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usagef("%w; see %s --help", err, cmd.CommandPath())
-	})
-	root.CompletionOptions.DisableDefaultCmd = true
+	root := &cobra.Command{Use: "vxlane", Short: "a VXLAN and flannel-UDP tunnel in user space", Long: rootLong}
+	cli.Prepare(root)
 	root.AddCommand(
-		newUp(), newStatus(), newPeer(), newStats(), newTrace(), newReload(), newConfig(), newDemo(), newCompletion(), newVersion(),
+		newUp(), newStatus(), newPeer(), newStats(), newTrace(), newReload(), newConfig(), newDemo(), cli.NewCompletion("vxlane"), cli.NewVersion("vxlane"),
 	)
 	return root
 }
 
-// noArgs refuses arguments with an error that counts as usage.
-func noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
-	}
-	if cmd.HasSubCommands() {
-		return usagef("unknown command %q for %q; see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
-	}
-	return usagef("unexpected argument %q; see %s --help", args[0], cmd.CommandPath())
-}
-
 // group makes a command that only has others below it.
 func group(use, short string, below ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		return usagef("%s needs a command; see %s --help", cmd.CommandPath(), cmd.CommandPath())
+	cmd := &cobra.Command{Use: use, Short: short, Args: cli.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return cli.Usagef("%s needs a command; see %s --help", cmd.CommandPath(), cmd.CommandPath())
 	}}
 	cmd.AddCommand(below...)
 	return cmd
@@ -148,7 +107,7 @@ func (t *target) addFlags(cmd *cobra.Command) {
 func (t *target) clients() ([]*control.Client, error) {
 	if t.socket != "" {
 		if t.device != "" {
-			return nil, usagef("--socket and --device exclude each other")
+			return nil, cli.Usagef("--socket and --device exclude each other")
 		}
 		return []*control.Client{control.NewClient(t.socket)}, nil
 	}
@@ -170,7 +129,7 @@ func (t *target) client() (*control.Client, error) {
 		return nil, err
 	}
 	if len(clients) > 1 {
-		return nil, usagef("%d tunnels run here: say which with --device or --socket", len(clients))
+		return nil, cli.Usagef("%d tunnels run here: say which with --device or --socket", len(clients))
 	}
 	return clients[0], nil
 }
@@ -178,18 +137,10 @@ func (t *target) client() (*control.Client, error) {
 // printAnswers prints one answer as it is, and several as one list.
 func printAnswers[T any](w io.Writer, answers []T) error {
 	if len(answers) == 1 {
-		return printJSON(w, answers[0])
+		return cli.PrintJSON(w, answers[0])
 	}
-	return printJSON(w, struct {
+	return cli.PrintJSON(w, struct {
 		Schema  string `json:"schema"`
 		Answers []T    `json:"answers"`
 	}{control.SchemaList, answers})
-}
-
-// printJSON writes v as an indented document.
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/cmd/internal/vtep"
 	"github.com/vxlane/vxlane/routing/static"
@@ -38,7 +39,7 @@ type service struct {
 func runUp(ctx context.Context, config *static.Config, file, socket string, log *slog.Logger) error {
 	s := &service{config: config, file: file, log: log}
 	if socket != "" && len(config.Tunnels) > 1 {
-		return usagef("--socket names one socket, and the configuration has %d tunnels: leave it out", len(config.Tunnels))
+		return cli.Usagef("--socket names one socket, and the configuration has %d tunnels: leave it out", len(config.Tunnels))
 	}
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP) // from the start: without a handler it would end the process
@@ -199,7 +200,7 @@ func (s *service) registry() *prometheus.Registry {
 	reg.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		&tunnel.ProcessCollector{Version: version(), GoVersion: runtime.Version(), Reload: s.lastReload},
+		&tunnel.ProcessCollector{Version: cli.Version(), GoVersion: runtime.Version(), Reload: s.lastReload},
 	)
 	for _, in := range s.tunnels {
 		r := prometheus.Registerer(reg)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/tunnel"
 )
@@ -17,7 +18,7 @@ func newStats() *cobra.Command {
 	var t target
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "stats", Short: "show counters: what was moved, what was dropped and why", Args: noArgs,
+		Use: "stats", Short: "show counters: what was moved, what was dropped and why", Args: cli.NoArgs,
 		Long: "Show what became of the packets of each direction: received = delivered + consumed + dropped (+ held).\nencap is from the device to the underlay, decap the way back.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := t.client()
@@ -29,13 +30,13 @@ func newStats() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), s)
+				return cli.PrintJSON(cmd.OutOrStdout(), s)
 			}
 			return printStats(cmd.OutOrStdout(), s)
 		},
 	}
 	t.addFlags(cmd)
-	addJSON(cmd, &asJSON)
+	cli.AddJSON(cmd, &asJSON)
 	return cmd
 }
 

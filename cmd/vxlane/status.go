@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/tunnel"
 )
@@ -17,7 +18,7 @@ func newStatus() *cobra.Command {
 	var t target
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "status", Short: "show what runs here and how it is", Args: noArgs,
+		Use: "status", Short: "show what runs here and how it is", Args: cli.NoArgs,
 		Long: "Show the tunnels of this network namespace: device, underlay, tier, kernel features and what is wrong.\nThe exit code is 3 when a tunnel runs but not as it should.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			clients, err := t.clients()
@@ -41,12 +42,8 @@ func newStatus() *cobra.Command {
 		},
 	}
 	t.addFlags(cmd)
-	addJSON(cmd, &asJSON)
+	cli.AddJSON(cmd, &asJSON)
 	return cmd
-}
-
-func addJSON(cmd *cobra.Command, asJSON *bool) {
-	cmd.Flags().BoolVar(asJSON, "json", false, "print JSON")
 }
 
 func printStatuses(w io.Writer, all []control.Status, asJSON bool) error {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 )
 
@@ -34,7 +35,7 @@ func newTrace() *cobra.Command {
 		Use: "trace PACKET", Short: "say where a packet would go, or why it would be dropped", Long: traceLong, Example: traceExample,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usagef("which packet? say, for example, %s udp 10.99.0.1:40000 10.99.0.2:53; see %s --help", cmd.CommandPath(), cmd.CommandPath())
+				return cli.Usagef("which packet? say, for example, %s udp 10.99.0.1:40000 10.99.0.2:53; see %s --help", cmd.CommandPath(), cmd.CommandPath())
 			}
 			return nil
 		},
@@ -63,7 +64,7 @@ func newTrace() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), result)
+				return cli.PrintJSON(cmd.OutOrStdout(), result)
 			}
 			return printTrace(cmd.OutOrStdout(), result)
 		},
@@ -71,7 +72,7 @@ func newTrace() *cobra.Command {
 	cmd.Flags().StringVar(&from, "from", "", "underlay `ADDRESS` that the packet arrives from")
 	cmd.Flags().Uint8Var(&tos, "tos", 0, "outer TOS of a packet that arrives")
 	t.addFlags(cmd)
-	addJSON(cmd, &asJSON)
+	cli.AddJSON(cmd, &asJSON)
 	return cmd
 }
 
@@ -79,7 +80,7 @@ func newTrace() *cobra.Command {
 func parseTrace(args []string, from string, at vantage) (control.TraceRequest, error) {
 	if from != "" {
 		if _, err := netip.ParseAddr(from); err != nil {
-			return control.TraceRequest{}, usagef("--from %q: want an underlay address, such as 172.30.0.2", from)
+			return control.TraceRequest{}, cli.Usagef("--from %q: want an underlay address, such as 172.30.0.2", from)
 		}
 	}
 	if file, number, ok := captureReference(args); ok {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing/static"
 )
@@ -48,7 +49,7 @@ type upFlags struct {
 func newUp() *cobra.Command {
 	var f upFlags
 	cmd := &cobra.Command{
-		Use: "up", Short: "bring a tunnel up and keep it up", Long: upLong, Example: upExample, Args: noArgs,
+		Use: "up", Short: "bring a tunnel up and keep it up", Long: upLong, Example: upExample, Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, file, err := f.load(cmd.Flags())
 			if err != nil {
@@ -91,18 +92,18 @@ func (f *upFlags) load(fs *pflag.FlagSet) (*static.Config, string, error) {
 		}
 	})
 	if fs.Changed("port") && (f.port < 1 || f.port > 65535) {
-		return nil, "", usagef("--port %d: want 1-65535", f.port)
+		return nil, "", cli.Usagef("--port %d: want 1-65535", f.port)
 	}
 	switch {
 	case f.config != "" && described != "":
-		return nil, "", usagef("--config and --%s exclude each other: put it into the file", described)
+		return nil, "", cli.Usagef("--config and --%s exclude each other: put it into the file", described)
 	case described != "":
 		config, err := f.fromFlags()
 		return config, "", err
 	case f.config == "":
 		f.config = static.DefaultPath
 		if _, err := os.Stat(f.config); errors.Is(err, os.ErrNotExist) {
-			return nil, "", usagef("nothing to bring up: %s is not there; write it, or describe a tunnel with --local, --address and --peer", f.config)
+			return nil, "", cli.Usagef("nothing to bring up: %s is not there; write it, or describe a tunnel with --local, --address and --peer", f.config)
 		}
 	}
 	config, err := loadConfig(f.config)
@@ -117,7 +118,7 @@ func (f *upFlags) load(fs *pflag.FlagSet) (*static.Config, string, error) {
 func loadConfig(path string) (*static.Config, error) {
 	config, err := static.Load(path)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.EISDIR) {
-		return nil, usagef("%w: want a configuration file; see --config", err)
+		return nil, cli.Usagef("%w: want a configuration file; see --config", err)
 	}
 	return config, err
 }
@@ -138,7 +139,7 @@ func (f *upFlags) fromFlags() (*static.Config, error) {
 		return nil, err
 	}
 	if f.local == "" {
-		return nil, usagef("--local is missing: the underlay address of this host, such as --local 172.30.0.1")
+		return nil, cli.Usagef("--local is missing: the underlay address of this host, such as --local 172.30.0.1")
 	}
 	config := &static.Config{Version: 1, Tunnels: []static.Tunnel{t}, Metrics: static.Metrics{Listen: f.metrics, MaxPeers: 1000}}
 	config.Complete()
@@ -151,14 +152,14 @@ func (f *upFlags) fillDevice(d *static.Device) error {
 	for _, a := range f.addresses {
 		prefix, err := netip.ParsePrefix(a)
 		if err != nil {
-			errs = append(errs, usagef("--address %q: want an address with prefix length, such as 10.99.0.1/24", a))
+			errs = append(errs, cli.Usagef("--address %q: want an address with prefix length, such as 10.99.0.1/24", a))
 		}
 		d.Addresses = append(d.Addresses, prefix)
 	}
 	if f.mac != "" {
 		mac, err := encap.ParseMAC(f.mac)
 		if err != nil {
-			errs = append(errs, usagef("--mac: %w", err))
+			errs = append(errs, cli.Usagef("--mac: %w", err))
 		}
 		d.MAC = mac
 	}
@@ -171,14 +172,14 @@ func (f *upFlags) fillUnderlay(u *static.Underlay) error {
 	if f.local != "" {
 		local, err := netip.ParseAddr(f.local)
 		if err != nil {
-			errs = append(errs, usagef("--local %q: want an address of this host, such as 172.30.0.1", f.local))
+			errs = append(errs, cli.Usagef("--local %q: want an address of this host, such as 172.30.0.1", f.local))
 		}
 		u.Local = local
 	}
 	u.Port = uint16(f.port)
 	vni, err := encap.NewVNI(uint64(f.vni))
 	if err != nil {
-		errs = append(errs, usagef("--vni %d: want 0-16777215", f.vni))
+		errs = append(errs, cli.Usagef("--vni %d: want 0-16777215", f.vni))
 	}
 	u.VNI = uint32(vni)
 	return errors.Join(errs...)
@@ -191,14 +192,14 @@ func parsePeer(s string) (static.Peer, error) {
 	for _, field := range strings.Split(s, ",") {
 		key, value, ok := strings.Cut(field, "=")
 		if !ok {
-			return p, usagef("--peer %q: %q is not KEY=VALUE; repeat the key for a second value, as in allowed_ips=A,allowed_ips=B", s, field)
+			return p, cli.Usagef("--peer %q: %q is not KEY=VALUE; repeat the key for a second value, as in allowed_ips=A,allowed_ips=B", s, field)
 		}
 		if seen[key] && key != "allowed_ips" {
-			return p, usagef("--peer %q: %s is given twice", s, key)
+			return p, cli.Usagef("--peer %q: %s is given twice", s, key)
 		}
 		seen[key] = true
 		if err := setPeerField(&p, key, value); err != nil {
-			return p, usagef("--peer %q: %w", s, err)
+			return p, cli.Usagef("--peer %q: %w", s, err)
 		}
 	}
 	return p, nil

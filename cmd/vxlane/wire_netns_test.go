@@ -27,6 +27,7 @@ import (
 
 	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/bench/traffic"
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/encap"
 )
 
@@ -429,7 +430,7 @@ func TestTraceOfACapture(t *testing.T) {
 	for n := 1; n < 30; n++ {
 		var out bytes.Buffer
 		code := run(context.Background(), []string{"trace", "--socket", filepath.Join(p.dir, "a.sock"), fmt.Sprintf("%s:%d", file, n)}, nil, &out, &out)
-		if code == exitUsage && strings.Contains(out.String(), "there is no number") {
+		if code == cli.ExitUsage && strings.Contains(out.String(), "there is no number") {
 			break
 		}
 		outputs = append(outputs, out.String())
