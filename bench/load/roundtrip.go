@@ -1,0 +1,146 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"golang.org/x/sys/unix"
+)
+
+// RoundTrips is what a client of request and response saw.
+type RoundTrips struct {
+	Counts []Count // one for each phase; Packets are the responses
+	// Histogram has the time of each round trip of the recorded phase, in nanoseconds.
+	Histogram *hdrhistogram.Histogram
+	Lost      uint64 // requests without a response, all phases together
+}
+
+// NewHistogram returns an empty histogram of times in nanoseconds, from 1 µs to 1 minute, with 3 significant digits.
+func NewHistogram() *hdrhistogram.Histogram {
+	return hdrhistogram.New(time.Microsecond.Nanoseconds(), time.Minute.Nanoseconds(), 3)
+}
+
+// lossTimeout is when a request or its response counts as lost.
+const lossTimeout = 500 * time.Millisecond
+
+// recorder takes times while a phase is recorded.
+type recorder struct {
+	histogram *hdrhistogram.Histogram
+	on        atomic.Bool
+	count     counter
+	lost      atomic.Uint64
+}
+
+func newRecorder() *recorder { return &recorder{histogram: NewHistogram()} }
+
+// wrap returns phases of which the one at index i is recorded.
+func (r *recorder) wrap(phases []Phase, i int) []Phase {
+	wrapped := append([]Phase(nil), phases...)
+	begin, end := phases[i].Begin, phases[i].End
+	wrapped[i].Begin = func() error { r.on.Store(true); return call(begin) }
+	wrapped[i].End = func() error { r.on.Store(false); return call(end) }
+	return wrapped
+}
+
+func (r *recorder) took(d time.Duration) {
+	r.count.packets.Add(1)
+	if r.on.Load() {
+		_ = r.histogram.RecordValue(max(d, time.Microsecond).Nanoseconds()) // longer ones than it holds count as lost
+	}
+}
+
+func (r *recorder) totals() totals { return totals{packets: r.count.packets.Load()} }
+
+func (r *recorder) result(counts []Count) RoundTrips {
+	return RoundTrips{Counts: counts, Histogram: r.histogram, Lost: r.lost.Load()}
+}
+
+// PingPong sends a UDP request of size bytes and waits for its echo, again and again, and records the times of the
+// phase at index recorded.
+func PingPong(ctx context.Context, p Path, size int, phases []Phase, recorded int) (RoundTrips, error) {
+	sockets, err := openPair(p, 1)
+	if err != nil {
+		return RoundTrips{}, wrap("request and response", p, err)
+	}
+	defer sockets.close()
+	client, server, rec := newCrew(), newCrew(), newRecorder()
+	if err := setTimeout(sockets.from[0], lossTimeout); err != nil {
+		return RoundTrips{}, wrap("request and response", p, err)
+	}
+	server.start(func() error { return wrap("respond", p, echo(server, sockets.to)) })
+	client.start(func() error { return wrap("request", p, requests(client, sockets.from[0], size, rec)) })
+	counts, err := runPhases(ctx, rec.wrap(phases, recorded), rec.totals, client.failed)
+	client.finish(func() {})
+	server.finish(func() {})
+	r := rec.result(counts)
+	if err == nil && r.Histogram.TotalCount() == 0 {
+		err = wrap("request and response", p, fmt.Errorf("none of %d requests was answered", r.Lost))
+	}
+	return r, err
+}
+
+func echo(c *crew, fd int) error {
+	buf := make([]byte, 2048)
+	for !c.stop.Load() {
+		n, from, err := unix.Recvfrom(fd, buf, 0)
+		if err == nil {
+			err = unix.Sendto(fd, buf[:n], 0, from)
+		}
+		if err != nil && !transient(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+func requests(c *crew, fd, size int, rec *recorder) error {
+	request, response := make([]byte, size), make([]byte, 2048)
+	for number := uint64(1); !c.stop.Load(); number++ {
+		putNumber(request, number)
+		start := time.Now()
+		if _, err := unix.Write(fd, request); err != nil && !transient(err) {
+			return err
+		}
+		switch err := await(fd, response, number); {
+		case err == nil:
+			rec.took(time.Since(start))
+		case errors.Is(err, unix.EAGAIN):
+			rec.lost.Add(1)
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+// await reads until the response with the given number comes; late ones to earlier requests are passed over.
+func await(fd int, buf []byte, number uint64) error {
+	for {
+		n, err := unix.Read(fd, buf)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		case getNumber(buf[:n]) == number:
+			return nil
+		}
+	}
+}
+
+// The number is in the first 8 bytes, as far as there is room.
+func putNumber(b []byte, n uint64) {
+	for i := range min(8, len(b)) {
+		b[i] = byte(n >> (8 * i))
+	}
+}
+
+func getNumber(b []byte) (n uint64) {
+	for i := range min(8, len(b)) {
+		n |= uint64(b[i]) << (8 * i)
+	}
+	return n
+}

@@ -1,0 +1,14 @@
+//go:build !(flannel && cgo && amd64)
+
+package system
+
+import (
+	"context"
+
+	"github.com/vxlane/vxlane/bench/network"
+)
+
+func startFlannel(*network.Network) (*Instance, error) { return nil, errNoFlannel }
+
+// RunFlannelPeer runs one end of flannel's udp backend.
+func RunFlannelPeer(context.Context, []string) error { return errNoFlannel }

@@ -1,0 +1,173 @@
+// Package workload has the kinds of traffic that tunnels are measured with, by the names that users select them with.
+package workload
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vxlane/vxlane/bench/load"
+	"github.com/vxlane/vxlane/bench/network"
+	"github.com/vxlane/vxlane/bench/result"
+)
+
+// Workload is a kind of traffic.
+type Workload struct {
+	Name      string
+	Summary   string
+	Primary   string // the metric that comparisons are made with first
+	Forwarded bool   // between pods behind the hosts
+	iperf3    *load.Iperf3
+	run       func(context.Context, *session) error
+}
+
+// Generators are the names of what makes the traffic.
+const (
+	Builtin = "builtin"
+	Iperf3  = "iperf3"
+)
+
+// Options say how long to measure, and with what.
+type Options struct {
+	Warmup, Duration time.Duration
+	Generator        string
+}
+
+// Outcome is one measurement.
+type Outcome struct {
+	Values    map[string]float64 // by the names of metrics
+	Histogram string
+	Notes     []string
+}
+
+// forwardedSuffix ends the names of workloads between pods.
+const forwardedSuffix = "-fwd"
+
+// All returns all workloads.
+func All() []Workload {
+	base := slices.Concat(bulks(), datagrams(), latencies())
+	all := slices.Clone(base)
+	for _, w := range base {
+		w.Name, w.Summary, w.Forwarded = w.Name+forwardedSuffix, w.Summary+", between pods behind the hosts", true
+		all = append(all, w)
+	}
+	return all
+}
+
+// Find returns the workload called name.
+func Find(name string) (Workload, error) {
+	var names []string
+	for _, w := range All() {
+		if w.Name == name {
+			return w, nil
+		}
+		if !w.Forwarded {
+			names = append(names, w.Name)
+		}
+	}
+	return Workload{}, fmt.Errorf("unknown workload %q; known: %s, each also with %s", name, strings.Join(names, ", "), forwardedSuffix)
+}
+
+// Supports returns why a generator cannot make this traffic; nil when it can.
+func (w Workload) Supports(generator string) error {
+	switch {
+	case generator != Iperf3:
+		return nil
+	case w.iperf3 == nil:
+		return fmt.Errorf("iperf3 cannot make the traffic of %s", w.Name)
+	}
+	return w.iperf3.Supports()
+}
+
+// Run measures a tunnel that is up. hosts are the addresses of host a and host b in it.
+func (w Workload) Run(ctx context.Context, n *network.Network, hosts Hosts, o Options) (Outcome, error) {
+	s, err := newSession(n, w.path(n, hosts), o)
+	if err != nil {
+		return Outcome{}, err
+	}
+	run := w.run
+	if o.Generator == Iperf3 {
+		if err := w.Supports(Iperf3); err != nil {
+			return Outcome{}, err
+		}
+		run = func(ctx context.Context, s *session) error { return s.iperf3(ctx, *w.iperf3) }
+	}
+	if err := run(ctx, s); err != nil {
+		return Outcome{}, err
+	}
+	return s.outcome, nil
+}
+
+func (w Workload) path(n *network.Network, hosts Hosts) load.Path {
+	if w.Forwarded {
+		return load.Path{From: n.A.Pod, To: n.B.Pod, Src: n.A.PodAddress(), Dst: n.B.PodAddress()}
+	}
+	return load.Path{From: n.A.Host, To: n.B.Host, Src: hosts[0], Dst: hosts[1]}
+}
+
+func bulks() []Workload {
+	streams := func(n int) Workload {
+		w := Workload{
+			Name: fmt.Sprintf("tcp-%d", n), Summary: fmt.Sprintf("TCP bulk, %d streams", n), Primary: result.Throughput,
+			iperf3: &load.Iperf3{Streams: n}, run: func(ctx context.Context, s *session) error { return s.bulk(ctx, n, 0) },
+		}
+		if n == 1 {
+			w.Summary = "TCP bulk, 1 stream"
+		}
+		return w
+	}
+	return []Workload{streams(1), streams(4), streams(8), {
+		Name: "tcp-bidir", Summary: "TCP bulk, 1 stream each way at the same time; both added up", Primary: result.Throughput,
+		iperf3: &load.Iperf3{Streams: 1, Bidirectional: true}, run: func(ctx context.Context, s *session) error { return s.bulk(ctx, 1, 1) },
+	}}
+}
+
+func datagrams() []Workload {
+	var all []Workload
+	for _, size := range []struct {
+		name, summary string
+		sizes         []int
+	}{
+		{"64", "64-byte payloads", []int{64}}, {"512", "512-byte payloads", []int{512}}, {"1400", "1400-byte payloads", []int{1400}},
+		{"imix", "payloads of 64, 570 and 1400 bytes, 7:4:1", load.IMIX},
+	} {
+		for _, flows := range []int{1, 16, 256} {
+			d := load.Datagrams{Flows: flows, Sizes: size.sizes}
+			w := Workload{
+				Name: "udp-" + size.name, Summary: "UDP packets, " + size.summary + ", 1 flow", Primary: result.Received,
+				run: func(ctx context.Context, s *session) error { return s.datagrams(ctx, d) },
+			}
+			if flows > 1 {
+				w.Name, w.Summary = fmt.Sprintf("%s-%df", w.Name, flows), fmt.Sprintf("UDP packets, %s, %d flows", size.summary, flows)
+			}
+			if len(size.sizes) == 1 {
+				w.iperf3 = &load.Iperf3{Streams: flows, UDP: true, Size: size.sizes[0]}
+			}
+			all = append(all, w)
+		}
+	}
+	return all
+}
+
+func latencies() []Workload {
+	return []Workload{
+		{
+			Name: "rr", Summary: "UDP request and response of 64 bytes, one at a time", Primary: result.P50,
+			run: func(ctx context.Context, s *session) error { return s.pingPong(ctx, false) },
+		},
+		{
+			Name: "rr-loaded", Summary: "rr while a TCP stream fills the tunnel the same way", Primary: result.P50,
+			run: func(ctx context.Context, s *session) error { return s.pingPong(ctx, true) },
+		},
+		{
+			Name: "ping-idle", Summary: "ICMP echo every 50 ms, nothing else: every thread sleeps in between", Primary: result.P50,
+			run: func(ctx context.Context, s *session) error { return s.ping(ctx) },
+		},
+		{
+			Name: "connect", Summary: "TCP connections with one byte each way, one after the other", Primary: result.Connections,
+			run: func(ctx context.Context, s *session) error { return s.connect(ctx) },
+		},
+	}
+}
