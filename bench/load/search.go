@@ -47,7 +47,11 @@ func HighestRate(ctx context.Context, most float64, try func(rate float64) (Tria
 			break
 		}
 	}
-	return best, nil
+	if best > 0 {
+		return best, nil
+	}
+	_, best, err := tryTwice(math.Exp(low), try)
+	return best, err
 }
 
 func tryTwice(rate float64, try func(float64) (Trial, error)) (good bool, received float64, err error) {

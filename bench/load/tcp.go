@@ -75,10 +75,11 @@ func (c Count) Idle() (n int) {
 	return n
 }
 
-// stuck returns an error when nothing at all moved during a phase.
+// stuck returns an error when nothing at all moved during a phase of some length.
 func stuck(p Path, counts []Count) error {
+	const tooShort = 20 * time.Millisecond
 	for _, c := range counts {
-		if c.Bytes == 0 {
+		if c.Bytes == 0 && c.Elapsed > tooShort {
 			return wrap("tcp", p, fmt.Errorf("nothing arrived in %s", c.Elapsed.Round(time.Millisecond)))
 		}
 	}

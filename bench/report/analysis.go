@@ -105,12 +105,15 @@ func summarise(r *result.Results, profile string) Table {
 }
 
 func summaryCell(r *result.Results, c result.Cell, metric string) string {
-	if _, failed, taken := r.Errors(c); failed > 0 && failed == taken {
-		return "FAILED"
-	}
+	_, failed, taken := r.Errors(c)
 	x := compare(r, c, metric)
-	if !x.Ratio.Known() {
+	switch {
+	case failed > 0 && failed == taken:
+		return "FAILED"
+	case !x.Ratio.Known():
 		return none
+	case failed > 0:
+		return fmt.Sprintf("%s %s, %d of %d failed", ratioText(x.Ratio), word(x.Verdict, x.Metric.Better), failed, taken)
 	}
 	return ratioText(x.Ratio) + " " + word(x.Verdict, x.Metric.Better)
 }

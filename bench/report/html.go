@@ -17,9 +17,9 @@ var htmlTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
 
 // cellClass says how a cell stands out, by its last word; the word itself is there for those who do not see colours.
 func cellClass(cell string) string {
-	for _, word := range []string{"better", "worse", "FAILED"} {
-		if strings.HasSuffix(cell, word) {
-			return strings.ToLower(word)
+	for _, word := range []string{"better", "worse", "failed"} {
+		if strings.HasSuffix(strings.ToLower(cell), word) {
+			return word
 		}
 	}
 	return ""

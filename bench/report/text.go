@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"strconv"
-	"strings"
 
 	"github.com/vxlane/vxlane/bench/result"
 	"github.com/vxlane/vxlane/bench/stats"
@@ -44,12 +43,4 @@ func digits(x float64) string {
 		x, decimals = math.Round(x/unit)*unit, 0
 	}
 	return strconv.FormatFloat(x, 'f', decimals, 64)
-}
-
-// sentence joins strings as in "a, b and c".
-func sentence(words []string) string {
-	if len(words) < 2 {
-		return strings.Join(words, "")
-	}
-	return strings.Join(words[:len(words)-1], ", ") + " and " + words[len(words)-1]
 }

@@ -19,6 +19,7 @@ type Host struct {
 	Hypervisor   string `json:"hypervisor,omitempty"`
 	Governor     string `json:"governor,omitempty"` // cpufreq
 	MemoryBytes  uint64 `json:"memory_bytes"`
+	Congestion   string `json:"tcp_congestion_control"` // of the hosts that are built
 	Go           string `json:"go"`
 	Commit       string `json:"commit"` // of this program, "-dirty" when changed since
 	// Mitigations are the processor's weaknesses that the kernel works around, by their names in sysfs.
@@ -32,6 +33,7 @@ func Fingerprint(version string) Host {
 	h := Host{
 		Architecture: runtime.GOARCH, Cores: runtime.NumCPU(), Go: runtime.Version(), CPU: "unknown", Commit: version,
 		Governor: readLine("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"), Hypervisor: readLine("/sys/hypervisor/type"),
+		Congestion:  readLine("/proc/sys/net/ipv4/tcp_congestion_control"),
 		Mitigations: mitigations(), Offloads: make(map[string][]string),
 	}
 	var uts unix.Utsname
@@ -102,7 +104,7 @@ func (h Host) Differences(o Host) []string {
 	var d []string
 	for _, f := range []struct{ name, a, b string }{
 		{"kernel", h.Kernel, o.Kernel}, {"architecture", h.Architecture, o.Architecture}, {"CPU", h.CPU, o.CPU},
-		{"cores", fmt.Sprint(h.Cores), fmt.Sprint(o.Cores)}, {"governor", h.Governor, o.Governor}, {"Go", h.Go, o.Go},
+		{"cores", fmt.Sprint(h.Cores), fmt.Sprint(o.Cores)}, {"governor", h.Governor, o.Governor}, {"TCP congestion control", h.Congestion, o.Congestion}, {"Go", h.Go, o.Go},
 	} {
 		if f.a != f.b {
 			d = append(d, fmt.Sprintf("%s: %s, then %s", f.name, f.a, f.b))

@@ -28,7 +28,7 @@ once the tunnel is set up. Everything in --system after exec: belongs to it, com
 
 const execSeparator = ";;"
 
-var execName = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9_.-]*):(.*)$`)
+var execName = regexp.MustCompile(`(?s)^([A-Za-z0-9][A-Za-z0-9_.-]*):(.*)$`)
 
 // ParseExec reads the name of an exec: system.
 func ParseExec(spec string) (System, error) {

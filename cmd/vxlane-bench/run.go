@@ -42,7 +42,6 @@ type runFlags struct {
 	out, generator, vxlane       string
 	repeats                      int
 	duration, warmup             time.Duration
-	rate                         float64
 }
 
 func newRun() *cobra.Command {

@@ -26,7 +26,9 @@ var rules = []rule{
 	{"tunnel", []string{module, "github.com/google/gopacket", "github.com/spf13/cobra"}, []string{module + "tunnel", module + "routing", module + "encap"},
 		"the dataplane: gopacket is never on the packet path, commands are elsewhere"},
 	{"bench/lab", []string{module}, []string{module + "bench/lab"}, "hosts for every room's tests: imports none of ours"},
-	{"bench/traffic", []string{module}, []string{module + "bench"}, "traffic for every room's tests: imports the lab alone"},
+	{"bench/traffic", []string{module}, []string{module + "bench/lab"}, "traffic for every room's tests: imports the lab alone"},
+	{"bench", []string{module}, []string{module + "bench"}, "the harness measures the product from outside"},
+	{"bench/stats", []string{""}, nil, "arithmetic: the standard library"},
 	{"cmd/vxlane", []string{"go.etcd.io/", "k8s.io/", "github.com/flannel-io/"}, nil, "etcd and Kubernetes clients belong to vxlane-flanneld"},
 	{"encap", []string{"net/http", "os", "os/exec", "time"}, nil, "no I/O, no clock"},
 	{"tunnel", []string{"os/exec"}, nil, "the dataplane starts no programs"},
@@ -63,11 +65,11 @@ func TestArchitecture(t *testing.T) {
 	}
 }
 
-// The vxlane binary must stay free of what only a cluster needs, however deep it hides.
+// The vxlane binary must stay free of what only a cluster or a benchmark needs, however deep it hides.
 func TestArchitectureOfTheBinary(t *testing.T) {
 	p := listPackages(t)[module+"cmd/vxlane"]
 	for _, dep := range p.Deps {
-		for _, prefix := range []string{"go.etcd.io/", "k8s.io/", "github.com/flannel-io/", "google.golang.org/grpc"} {
+		for _, prefix := range []string{"go.etcd.io/", "k8s.io/", "github.com/flannel-io/", "google.golang.org/grpc", "gonum.org/", "github.com/HdrHistogram/"} {
 			if strings.HasPrefix(dep, prefix) {
 				t.Errorf("the vxlane binary holds %s", dep)
 			}

@@ -1,15 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/spf13/cobra"
-
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing/static"
 	"github.com/vxlane/vxlane/tunnel"
@@ -82,35 +80,13 @@ func metricsDoc() string {
 }
 
 func cliDoc() string {
-	var b bytes.Buffer
+	var b strings.Builder
 	b.WriteString(generated + "# Command line\n\n" +
 		"stdout is the answer, stderr is everything else. Exit codes: 0 ok, 1 failure, 2 usage or configuration, 3 degraded (it runs, but not as\n" +
 		"it should), 4 no permission, 5 the kernel lacks something. With `--json` every answer has a `schema`; within a version of it, fields are only\n" +
 		"ever added. Several tunnels answer as one `vxlane/list/v1`.\n")
-	describeCommand(&b, newRoot())
+	b.WriteString(cli.Reference(newRoot()))
 	return b.String()
-}
-
-func describeCommand(b *bytes.Buffer, cmd *cobra.Command) {
-	if !cmd.HasSubCommands() {
-		text := cmd.Long
-		if text == "" {
-			text = strings.ToUpper(cmd.Short[:1]) + cmd.Short[1:] + "."
-		}
-		fmt.Fprintf(b, "\n## %s\n\n```\n%s\n\nUsage:\n  %s\n", cmd.CommandPath(), text, cmd.UseLine())
-		if cmd.Example != "" {
-			fmt.Fprintf(b, "\nExamples:\n%s\n", cmd.Example)
-		}
-		if flags := cmd.LocalFlags().FlagUsages(); flags != "" {
-			fmt.Fprintf(b, "\nFlags:\n%s", flags)
-		}
-		b.WriteString("```\n")
-	}
-	for _, below := range cmd.Commands() {
-		if below.IsAvailableCommand() {
-			describeCommand(b, below)
-		}
-	}
 }
 
 // Every key has a description, and every default that the reference states as a value is the one that is in force.

@@ -1,0 +1,123 @@
+//go:build netns
+
+package system
+
+import (
+	"context"
+	"errors"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/vxlane/vxlane/bench/network"
+)
+
+func build(t *testing.T) *network.Network {
+	t.Helper()
+	p, err := network.FindProfile("full")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := network.Build(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// Every system carries packets between hosts and between pods, or says why it cannot run.
+func TestSystems(t *testing.T) {
+	vxlane := filepath.Join(t.TempDir(), "vxlane")
+	if out, err := exec.Command("go", "build", "-o", vxlane, "../../cmd/vxlane").CombinedOutput(); err != nil {
+		t.Fatalf("build vxlane: %v\n%s", err, out)
+	}
+	cannot := map[string]string{
+		"vxlane-tunnel-gso": "tunnel-gso is not available in this version", "vxlane-udp-gso": "udp-gso is not available in this version",
+		"flannel-udp": errNoFlannel.Error(), // tests are built without it
+	}
+	for _, s := range All(Tools{VXLANE: vxlane}) {
+		t.Run(s.Name, func(t *testing.T) {
+			n := build(t)
+			in, err := s.Start(t.Context(), n)
+			if reason := cannot[s.Name]; reason != "" {
+				if err == nil || !strings.Contains(err.Error(), reason) {
+					t.Errorf("%v, want: %s", err, reason)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := in.ConnectPods(t.Context(), n); err != nil {
+				t.Error(err)
+			}
+			if strings.HasPrefix(s.Name, "vxlane") && in.About()["tier"] != "portable" {
+				t.Errorf("about: %v", in.About())
+			}
+			if err := in.Check(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestNoVXLANE(t *testing.T) {
+	s, err := Find(All(Tools{}), "vxlane")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Start(t.Context(), build(t)); !errors.Is(err, errNoVXLANE) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A tunnel of two commands, from what their environment says.
+const byHand = `exec:by-hand:ip link add v0 type vxlan id 9 local $BENCH_UNDERLAY remote ${BENCH_UNDERLAY_PEER} dstport 4789 dev $BENCH_DEVICE &&
+ ip address add $BENCH_ADDRESS dev v0 && ip link set v0 up`
+
+func TestExec(t *testing.T) {
+	s, err := ParseExec(byHand)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := build(t)
+	in, err := s.Start(t.Context(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := in.ConnectPods(t.Context(), n); err != nil {
+		t.Error(err)
+	}
+}
+
+// A command that dies is named, with how it ended, where, and what it wrote; so is one that does nothing.
+func TestExecFails(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	for spec, want := range map[string]string{
+		"exec:echo no luck >&2; exit 7": `"echo no luck >&2; exit 7" on host a ended: exit status 7: no luck`,
+		"exec:sleep 1000;;nosuchtool":   `"nosuchtool" on host b ended: exit status 127: /bin/sh`,
+	} {
+		s, err := ParseExec(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Start(ctx, build(t)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want: %s", spec, err, want)
+		}
+	}
+	s, err := ParseExec("exec:true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	given := errors.New("patience has an end")
+	cancel(given)
+	if _, err := s.Start(ctx, build(t)); !errors.Is(err, given) {
+		t.Errorf("a tunnel that carries nothing: %v", err)
+	}
+}
