@@ -2,6 +2,8 @@
 # make demo    a tunnel between two hosts on this machine (root)
 # make test    everything that is checked; its parts can be run alone, see "test" below
 # make docs    write the generated references in docs/ anew
+# make bench   tunnels side by side, a small set (root, less than five minutes); the report is in $(BENCH_OUT)
+# make bench-full   everything: each system, workload and profile (root, a night); Ctrl-C keeps what was measured
 # make bench-micro   Go benchmarks of the packet path, for benchstat
 
 GO       ?= go
@@ -9,12 +11,18 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 COMMANDS := $(notdir $(wildcard cmd/vxlane*))
 FUZZTIME ?= 3s
 COUNT    ?= 6
+# Where make bench and make bench-full put their results.
+BENCH_OUT ?= bench-results
+# The harness can hold flannel's real C proxy where that can be built: cgo, on amd64.
+COMMA    := ,
+FLANNEL  := $(shell test "$$($(GO) env GOARCH)" = amd64 && command -v gcc >/dev/null && echo flannel)
+LDFLAGS  := -X github.com/vxlane/vxlane/cmd/internal/cli.buildVersion=$(VERSION)
 
-.PHONY: build demo test format vet staticcheck arch unit fuzz netns cross docs bench-micro clean
+.PHONY: build demo test format vet staticcheck arch unit fuzz netns cross docs bench bench-full bench-build bench-micro clean
 
 build:
 	@mkdir -p bin
-	$(GO) build -trimpath -ldflags '-X github.com/vxlane/vxlane/cmd/internal/cli.buildVersion=$(VERSION)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
 
 demo: build
 	@./bin/vxlane demo
@@ -27,6 +35,7 @@ format:
 vet:
 	$(GO) vet ./...
 	$(GO) vet -tags netns ./...
+	$(if $(FLANNEL),CGO_ENABLED=1 $(GO) vet -tags netns$(COMMA)flannel ./bench/system)
 
 staticcheck:
 	$(GO) tool staticcheck -tags netns ./...
@@ -51,13 +60,23 @@ fuzz:
 netns:
 	@test "$$(id -u)" = 0 || echo "netns: skipped: network namespaces need root (sudo make netns)"
 	@test "$$(id -u)" != 0 || $(GO) test -tags netns -count=1 -p 1 -timeout 12m ./...
+	$(if $(FLANNEL),@test "$$(id -u)" != 0 || CGO_ENABLED=1 $(GO) test -tags netns$(COMMA)flannel -count=1 -run '^TestSystems' ./bench/system)
 
 # The code is Linux's, not one architecture's.
 cross:
-	@for arch in arm64 arm riscv64 s390x; do echo "build for $$arch"; GOARCH=$$arch CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/vxlane || exit 1; done
+	@for arch in arm64 arm riscv64 s390x; do echo "build for $$arch"; for c in $(COMMANDS); do GOARCH=$$arch CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/$$c || exit 1; done; done
 
 docs:
-	$(GO) test -run '^TestGeneratedDocs' ./cmd/vxlane -update
+	$(GO) test -run '^TestGeneratedDocs' ./cmd/vxlane ./cmd/vxlane-bench -update
+
+bench-build: build
+	$(if $(FLANNEL),CGO_ENABLED=1 $(GO) build -trimpath -tags flannel -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vxlane-bench)
+
+bench: bench-build
+	./bin/vxlane-bench run --quick --out $(BENCH_OUT)
+
+bench-full: bench-build
+	./bin/vxlane-bench run --system all --workload all --profile all --out $(BENCH_OUT)
 
 bench-micro:
 	$(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) ./encap ./routing ./tunnel

@@ -1,0 +1,5 @@
+//go:build netns && flannel && cgo && amd64
+
+package system
+
+const haveFlannel = true
