@@ -125,7 +125,7 @@ func TestChecksumOpaque(t *testing.T) {
 	}
 }
 
-func BenchmarkSum(b *testing.B) {
+func BenchmarkChecksum(b *testing.B) {
 	for _, n := range []int{20, 64, 1400, 65000} {
 		data := bytes.Repeat([]byte{0xa5}, n)
 		b.Run(fmt.Sprintf("bytes=%d", n), func(b *testing.B) {

@@ -279,6 +279,29 @@ func TestLookupsDoNotAllocate(t *testing.T) {
 	}
 }
 
+func BenchmarkLookup(b *testing.B) {
+	const n = 1000
+	snapshot := mustSnapshot(b, numbered(n)...)
+	addrs, endpoints, macs := make([]netip.Addr, n), make([]netip.Addr, n), make([]encap.MAC, n)
+	for i, p := range numbered(n) {
+		addrs[i], endpoints[i], macs[i] = p.AllowedIPs[0].Addr(), p.Endpoint.Addr(), p.MAC
+	}
+	for by, lookup := range map[string]func(i int) *Peer{
+		"prefix": func(i int) *Peer { return snapshot.Lookup(addrs[i]) },
+		"source": func(i int) *Peer { return snapshot.LookupSource(endpoints[i]) },
+		"mac":    func(i int) *Peer { return snapshot.LookupMAC(macs[i]) },
+	} {
+		b.Run(fmt.Sprintf("by=%s/peers=%d", by, n), func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if lookup((i*7919)%n) == nil {
+					b.Fatal("not found")
+				}
+			}
+		})
+	}
+}
+
 // Lookups while another goroutine swaps snapshots without a pause. What -benchmem shows is the writer's; the reader's own
 // allocations are in reader-allocs/op.
 func BenchmarkLookupDuringSwaps(b *testing.B) {

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -89,24 +90,47 @@ func TestLoopsDoNotAllocate(t *testing.T) {
 	}
 }
 
-func BenchmarkTransmitStep(b *testing.B) {
-	tun, packets, _ := loopForTest(b, 64)
-	b.ReportAllocs()
-	for b.Loop() {
-		tun.transmitters[0].step(packets)
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*BatchSize), "ns/packet")
-}
-
-func BenchmarkReceiveStep(b *testing.B) {
-	tun, _, datagrams := loopForTest(b, 64)
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := tun.receivers[0].step(datagrams); err != nil {
-			b.Fatal(err)
+// The loops over ends in memory: all that user space does for a batch, and nothing of the kernel.
+func BenchmarkLoop(b *testing.B) {
+	for _, payload := range []int{64, 1400} {
+		tun, packets, datagrams := loopForTest(b, payload)
+		for direction, step := range map[string]func() error{
+			"transmit": func() error { tun.transmitters[0].step(packets); return nil },
+			"receive":  func() error { return tun.receivers[0].step(datagrams) },
+		} {
+			b.Run(fmt.Sprintf("direction=%s/payload=%d", direction, payload), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if err := step(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*BatchSize), "ns/packet")
+			})
 		}
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*BatchSize), "ns/packet")
+}
+
+func BenchmarkVerdict(b *testing.B) {
+	tun, packets, datagrams := loopForTest(b, 1400)
+	view, remote := tun.view(), datagrams[0].Remote.Addr()
+	var h encap.Headers
+	for direction, decide := range map[string]func() Verdict{
+		"transmit": func() Verdict { return DecideTransmit(&tun.rules, view, packets[0].Data, &h) },
+		"receive": func() Verdict {
+			_, v := DecideReceive(&tun.rules, view, datagrams[0].Data, remote, &h)
+			return v
+		},
+	} {
+		b.Run("direction="+direction, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if v := decide(); v.Peer == nil || v.Reason != encap.None {
+					b.Fatal(v)
+				}
+			}
+		})
+	}
 }
 
 // Real sockets, on loopback: a batch out and in again costs no allocation either.

@@ -11,8 +11,8 @@ const LossLimit = 0.001
 
 const (
 	searchSteps = 7
-	// SearchRange is the ratio of the highest to the lowest rate that is looked at; after all steps, the result is within
-	// SearchRange^(1/2^searchSteps), 4 %, of the true one.
+	// SearchRange is the ratio of the highest to the lowest rate that is looked at. The first step tries the highest; the
+	// others leave the result within SearchRange^(1/2^(searchSteps-1)), 8 %, of the true one.
 	SearchRange = 100
 )
 

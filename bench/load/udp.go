@@ -84,8 +84,8 @@ func share(sockets []int, i, n int) (mine []int) {
 }
 
 // receivePause is how long the receiver sleeps when its queue is empty. A receiver that sleeps in recvmmsg is woken by
-// every single packet when packets come slower than it reads, and the waking is paid by whoever delivers them: up to a
-// third of what is measured then.
+// every single packet when packets come slower than it reads, and whoever delivers them pays for it: the sender, when the
+// kernel does it all in one go (docs/decisions/0007-how-the-harness-measures.md).
 const receivePause = 50 * time.Microsecond
 
 // receiveAll takes packets in batches until the crew stops.

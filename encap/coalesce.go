@@ -1,0 +1,246 @@
+package encap
+
+import "encoding/binary"
+
+// Glossary of this file: a packet is what was received; a run is consecutive packets of one flow that can be one
+// super-packet; a part is one packet's payload in a run.
+
+const (
+	// maxParts is how many packets a run holds at most: the kernel's limit for UDP (UDP_GRO_CNT_MAX, net/ipv4/udp_offload.c).
+	maxParts = 64
+	// maxIPLen is the longest packet that an IP header can state.
+	maxIPLen = 65535
+
+	flowBuckets = 256
+)
+
+// tunnelPorts are the UDP ports of tunnels: VXLAN, Linux' VXLAN, flannel-UDP, GENEVE and GTP-U. A kernel that takes such a
+// packet apart after it was joined may leave the inner one with a wrong length (fixed by Linux 3d010c8031e3).
+var tunnelPorts = [...]uint16{4789, 8472, 8285, 6081, 2152}
+
+// Super is what a Coalescer makes of a run: the packet is Header followed by Payload. All of it is borrowed until the
+// next Add or Reset.
+type Super struct {
+	Header  []byte   // IP and transport header; for a packet that stayed alone, all of it
+	Payload [][]byte // parts of the packets, in order; none for a packet that stayed alone
+	Offload Offload
+	Packets int // how many packets it stands for
+}
+
+// Coalescer joins packets that follow each other within their flows into super-packets: what the kernel's GRO does
+// (net/ipv4/af_inet.c, tcp_offload.c, udp_offload.c), by its rules, and without copying payload. Splitter undoes it.
+// Packets of a flow keep their order; flows may overtake each other.
+//
+//	c.Reset()
+//	for … { c.Add(packet, &headers, checksumIsKnownGood) }
+//	for super := range c.All { write(super.Header, super.Payload…) }
+type Coalescer struct {
+	packets []added
+	runs    []run
+	open    [flowBuckets]int32 // by flow hash: index of the run that may grow, plus one
+	payload [][]byte
+	super   Super
+}
+
+// added is a packet and the next one of its run.
+type added struct {
+	packet  []byte
+	payload []byte
+	next    int32 // index, or -1
+}
+
+type run struct {
+	h           Headers // of its first packet
+	hash        uint32
+	first, last int32 // indices of packets
+	parts       int
+	segment     int  // payload of its first packet, in bytes
+	total       int  // payload of all its packets
+	closed      bool // takes no more packets
+	flags       byte // TCP: FIN and PSH of its last packet
+}
+
+// NewCoalescer returns a Coalescer for batches of at most n packets.
+func NewCoalescer(n int) *Coalescer {
+	return &Coalescer{packets: make([]added, 0, n), runs: make([]run, 0, n), payload: make([][]byte, 0, maxParts)}
+}
+
+// Reset forgets all packets.
+func (c *Coalescer) Reset() {
+	c.packets, c.runs = c.packets[:0], c.runs[:0]
+	clear(c.open[:])
+}
+
+// Len returns how many packets were added.
+func (c *Coalescer) Len() int { return len(c.packets) }
+
+// Add takes one IP packet, which stays borrowed until Reset, with its headers parsed. good says that its transport
+// checksum was verified, so that it need not travel along; without that the packet stays as it is. At most as many
+// packets as NewCoalescer was told can be added.
+func (c *Coalescer) Add(packet []byte, h *Headers, good bool) {
+	n := transportHeaderLen(packet, h)
+	index := int32(len(c.packets))
+	c.packets = append(c.packets, added{packet: packet[h.L3:h.Len], next: -1})
+	hash := h.FlowHash()
+	bucket := &c.open[hash%flowBuckets]
+	if *bucket != 0 {
+		r := &c.runs[*bucket-1]
+		if good && r.hash == hash && c.append(r, packet, h, n, index) {
+			return
+		}
+	}
+	r := run{h: *h, hash: hash, first: index, last: index, parts: 1}
+	r.closed = !good || !joinable(packet, h, n)
+	if !r.closed {
+		c.packets[index].payload = packet[h.L4+n : h.Len]
+		r.segment = h.Len - h.L4 - n
+		r.total = r.segment
+		r.flags, r.closed = endFlags(packet, h)
+	}
+	c.runs = append(c.runs, r)
+	*bucket = int32(len(c.runs)) // a run of the same flow that was open before is closed by this: order is kept
+}
+
+// joinable reports whether a packet can be part of a run at all. n is the length of its transport header.
+func joinable(packet []byte, h *Headers, n int) bool {
+	if n == 0 || h.Fragment || h.Len == h.L4+n {
+		return false // a bare acknowledgement stands for itself
+	}
+	plain := h.Kind == KindIPv4 && h.L4-h.L3 == ipv4MinHeaderLen || h.Kind == KindIPv6 && h.L4-h.L3 == ipv6HeaderLen
+	if !plain {
+		return false // options and extension headers may differ from packet to packet
+	}
+	if h.Proto == ProtoUDP {
+		return packet[h.L4+6]|packet[h.L4+7] != 0 && !isTunnelPort(h.DstPort)
+	}
+	const joining = tcpFIN | tcpPSH | tcpACK | tcpECE
+	return packet[h.L4+13]&^joining == 0
+}
+
+func isTunnelPort(port uint16) bool {
+	for _, p := range tunnelPorts {
+		if p == port {
+			return true
+		}
+	}
+	return false
+}
+
+// endFlags returns the TCP flags that end a run after the packet that has them, and whether it has one.
+func endFlags(packet []byte, h *Headers) (flags byte, end bool) {
+	if h.Proto != ProtoTCP {
+		return 0, false
+	}
+	flags = packet[h.L4+13] & (tcpFIN | tcpPSH)
+	return flags, flags != 0
+}
+
+// append adds a packet to a run when it continues it.
+func (c *Coalescer) append(r *run, packet []byte, h *Headers, n int, index int32) bool {
+	length := h.Len - h.L4 - n
+	headers := h.L4 - h.L3 + n
+	if r.closed || r.parts == maxParts || length > r.segment || headers+r.total+length > maxIPLen || !joinable(packet, h, n) || !c.continues(r, packet, h, n) {
+		return false
+	}
+	c.packets[index].payload = packet[h.L4+n : h.Len]
+	c.packets[r.last].next = index
+	r.last = index
+	r.parts++
+	r.total += length
+	r.flags, r.closed = endFlags(packet, h)
+	r.closed = r.closed || length < r.segment // a shorter one can only be the last
+	return true
+}
+
+// continues reports whether the headers of a packet differ from those of the run's first only in what a split restores.
+func (c *Coalescer) continues(r *run, packet []byte, h *Headers, n int) bool {
+	first, f := c.packets[r.first].packet, &r.h
+	if h.Kind != f.Kind || h.Proto != f.Proto || h.Src != f.Src || h.Dst != f.Dst || h.SrcPort != f.SrcPort || h.DstPort != f.DstPort {
+		return false
+	}
+	if h.TOS != f.TOS || h.TTL != f.TTL || h.DF != f.DF || !sameFlow6(first, packet[h.L3:], h) || !c.nextID(r, packet, h) {
+		return false
+	}
+	if h.Proto == ProtoUDP {
+		return true
+	}
+	was, is := first[f.L4-f.L3:], packet[h.L4:]
+	if n != statedTCPHeaderLen(was) {
+		return false
+	}
+	next := binary.BigEndian.Uint32(was[4:]) + uint32(r.total)
+	sameFlags := (was[13]^is[13])&^(tcpFIN|tcpPSH) == 0
+	sameAck := binary.BigEndian.Uint32(was[8:]) == binary.BigEndian.Uint32(is[8:])
+	sameWindow := binary.BigEndian.Uint16(was[14:]) == binary.BigEndian.Uint16(is[14:])
+	return binary.BigEndian.Uint32(is[4:]) == next && sameFlags && sameAck && sameWindow && string(was[tcpMinHeaderLen:n]) == string(is[tcpMinHeaderLen:n])
+}
+
+// statedTCPHeaderLen returns the length that a TCP header states.
+func statedTCPHeaderLen(tcp []byte) int { return int(tcp[12]>>4) * 4 }
+
+// sameFlow6 reports whether the flow labels are the same; IPv4 has none.
+func sameFlow6(first, packet []byte, h *Headers) bool {
+	return h.Kind != KindIPv6 || binary.BigEndian.Uint32(first) == binary.BigEndian.Uint32(packet)
+}
+
+// nextID reports whether an IPv4 identification is the one that a split would give, or has no meaning, as in packets that
+// must not be fragmented (RFC 6864 section 4.1).
+func (c *Coalescer) nextID(r *run, packet []byte, h *Headers) bool {
+	if h.Kind != KindIPv4 || h.DF {
+		return true
+	}
+	first := c.packets[r.first].packet
+	return binary.BigEndian.Uint16(packet[h.L3+4:]) == binary.BigEndian.Uint16(first[4:])+uint16(r.parts)
+}
+
+// All yields what the packets came to, in an order that keeps that of each flow. The first packet of a run is changed:
+// its headers become those of the super-packet.
+func (c *Coalescer) All(yield func(*Super) bool) {
+	for i := range c.runs {
+		if !yield(c.assemble(&c.runs[i])) {
+			return
+		}
+	}
+}
+
+func (c *Coalescer) assemble(r *run) *Super {
+	first := c.packets[r.first].packet
+	c.super = Super{Header: first, Packets: r.parts}
+	if r.parts == 1 {
+		return &c.super
+	}
+	c.payload = c.payload[:0]
+	for i := r.first; i >= 0; i = c.packets[i].next {
+		c.payload = append(c.payload, c.packets[i].payload)
+	}
+	headers := len(first) - r.segment
+	c.super.Header, c.super.Payload = first[:headers], c.payload
+	c.super.Offload = Offload{NeedsChecksum: true, GSO: GSOTCP, SegmentSize: r.segment}
+	if r.h.Proto == ProtoUDP {
+		c.super.Offload.GSO = GSOUDP
+	}
+	r.patch(first[:headers])
+	return &c.super
+}
+
+// patch makes the headers of the first packet those of the whole run.
+func (r *run) patch(header []byte) {
+	l4 := r.h.L4 - r.h.L3
+	length := len(header) - l4 + r.total
+	if r.h.Kind == KindIPv4 {
+		old := binary.BigEndian.Uint16(header[2:])
+		binary.BigEndian.PutUint16(header[2:], uint16(l4+length))
+		UpdateChecksum(header[10:12], old, uint16(l4+length))
+	} else {
+		binary.BigEndian.PutUint16(header[4:], uint16(length))
+	}
+	h := r.h
+	h.rebase(h.L3)
+	offset, _, _ := transportChecksumOffset(h.Proto)
+	binary.BigEndian.PutUint16(header[l4+offset:], pseudoHeaderSum(header, &h, length))
+	if h.Proto == ProtoUDP {
+		binary.BigEndian.PutUint16(header[l4+4:], uint16(length))
+		return
+	}
+	header[l4+13] |= r.flags
+}
