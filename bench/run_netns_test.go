@@ -25,6 +25,8 @@ type recorder struct {
 
 func (r *recorder) Missing(name, reason string) { r.missing = append(r.missing, name+": "+reason) }
 
+func (r *recorder) Trouble(err error) { r.missing = append(r.missing, err.Error()) }
+
 func (r *recorder) Sampled(*result.Sample, int, int, time.Duration) {
 	r.sampled++
 	if r.after != nil {

@@ -41,8 +41,13 @@ func NewMeter(processes [][]int) (*Meter, error) {
 }
 
 type reading struct {
-	machine, steal, tunnel time.Duration
-	switches               uint64
+	machine, steal time.Duration
+	processes      map[int]processReading
+}
+
+type processReading struct {
+	cpu      time.Duration
+	switches uint64
 }
 
 // Begin begins a stretch.
@@ -67,9 +72,11 @@ func (m *Meter) End() (Cost, error) {
 	if err != nil {
 		return Cost{}, err
 	}
-	c := Cost{
-		Machine: end.machine - m.start.machine, Steal: end.steal - m.start.steal, Tunnel: end.tunnel - m.start.tunnel,
-		Switches: end.switches - m.start.switches,
+	c := Cost{Machine: end.machine - m.start.machine, Steal: end.steal - m.start.steal}
+	for pid, now := range end.processes { // one that ended meanwhile is left out: what it took is not known
+		before := m.start.processes[pid]
+		c.Tunnel += now.cpu - before.cpu
+		c.Switches += now.switches - min(now.switches, before.switches) // threads that ended took theirs along
 	}
 	for _, pids := range m.processes {
 		var host uint64
@@ -103,9 +110,14 @@ func (m *Meter) read() (r reading, err error) {
 	c := stat.CPUTotal
 	r.machine = seconds(c.User + c.Nice + c.System + c.IRQ + c.SoftIRQ)
 	r.steal = seconds(c.Steal)
+	r.processes = make(map[int]processReading)
 	for _, pids := range m.processes {
 		for _, pid := range pids {
-			if err := m.readProcess(pid, &r); err != nil {
+			p, err := m.readProcess(pid)
+			switch {
+			case err == nil:
+				r.processes[pid] = p
+			case !gone(err):
 				return r, fmt.Errorf("measure cost: %w", err)
 			}
 		}
@@ -113,19 +125,19 @@ func (m *Meter) read() (r reading, err error) {
 	return r, nil
 }
 
-func (m *Meter) readProcess(pid int, r *reading) error {
+func (m *Meter) readProcess(pid int) (r processReading, err error) {
 	p, err := m.proc.Proc(pid)
 	if err != nil {
-		return ignoreGone(err)
+		return r, err
 	}
 	stat, err := p.Stat()
 	if err != nil {
-		return ignoreGone(err)
+		return r, err
 	}
-	r.tunnel += seconds(stat.CPUTime())
+	r.cpu = seconds(stat.CPUTime())
 	threads, err := m.proc.AllThreads(pid)
 	if err != nil {
-		return ignoreGone(err)
+		return r, err
 	}
 	for _, t := range threads {
 		s, err := t.NewStatus()
@@ -133,11 +145,11 @@ func (m *Meter) readProcess(pid int, r *reading) error {
 			if gone(err) {
 				continue
 			}
-			return err
+			return r, err
 		}
 		r.switches += s.VoluntaryCtxtSwitches + s.NonVoluntaryCtxtSwitches
 	}
-	return nil
+	return r, nil
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

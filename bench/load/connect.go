@@ -3,7 +3,6 @@ package load
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"time"
 
@@ -25,19 +24,19 @@ func Connections(ctx context.Context, p Path, phases []Phase, recorded int) (Rou
 	if err != nil {
 		return RoundTrips{}, wrap("connect", p, err)
 	}
-	client, server, rec := newCrew(), newCrew(), newRecorder()
+	failed := newFailures()
+	client, server, rec := newCrew(failed), newCrew(failed), newRecorder()
 	server.start(func() error { return wrap("accept", p, serve(server, listener)) })
 	client.start(func() error {
 		return p.From.Run(func() error { return wrap("connect", p, dialAll(client, p.Src, netip.AddrPortFrom(p.Dst, port), rec)) })
 	})
-	counts, err := runPhases(ctx, rec.wrap(phases, recorded), rec.totals, client.failed)
+	counts, err := runPhases(ctx, rec.wrap(phases, recorded), rec.totals, failed)
 	client.finish(func() {})
 	server.finish(func() {})
-	r := rec.result(counts)
-	if err == nil && r.Histogram.TotalCount() == 0 {
-		err = wrap("connect", p, fmt.Errorf("none of %d connections came about", r.Lost))
+	if err != nil {
+		return RoundTrips{}, err
 	}
-	return r, err
+	return rec.result("connect", p, counts)
 }
 
 // serve takes connections and sends back what comes, until the client closes.
@@ -62,11 +61,11 @@ func answer(fd int, buf []byte) error {
 		return err
 	}
 	for {
-		n, err := unix.Read(fd, buf)
+		n, err := retry(func() (int, error) { return unix.Read(fd, buf) })
 		if err != nil || n == 0 {
 			return err
 		}
-		if _, err := unix.Write(fd, buf[:n]); err != nil {
+		if _, err := retry(func() (int, error) { return unix.Write(fd, buf[:n]) }); err != nil {
 			return err
 		}
 	}
@@ -81,8 +80,8 @@ func dialAll(c *crew, src netip.Addr, dst netip.AddrPort, rec *recorder) error {
 		switch {
 		case err == nil:
 			rec.took(time.Since(start))
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINPROGRESS), errors.Is(err, unix.ECONNRESET):
-			rec.lost.Add(1)
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.ECONNRESET):
+			rec.missed()
 		default:
 			return err
 		}
@@ -101,13 +100,13 @@ func dial(src netip.Addr, dst netip.AddrPort, buf []byte) error {
 	if err := errors.Join(reset, setTimeout(fd, lossTimeout)); err != nil {
 		return err
 	}
-	if err := unix.Connect(fd, sockaddr(dst)); err != nil {
+	if err := connectTo(fd, dst, lossTimeout); err != nil {
 		return err
 	}
-	if _, err := unix.Write(fd, buf); err != nil {
+	if _, err := retry(func() (int, error) { return unix.Write(fd, buf) }); err != nil {
 		return err
 	}
-	n, err := unix.Read(fd, buf)
+	n, err := retry(func() (int, error) { return unix.Read(fd, buf) })
 	if err == nil && n == 0 {
 		err = unix.ECONNRESET
 	}

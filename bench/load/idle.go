@@ -3,7 +3,6 @@ package load
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"time"
 
@@ -25,15 +24,14 @@ func Ping(ctx context.Context, p Path, phases []Phase, recorded int) (RoundTrips
 	if err := setTimeout(fd, lossTimeout); err != nil {
 		return RoundTrips{}, wrap("ping", p, err)
 	}
-	c, rec := newCrew(), newRecorder()
+	c, rec := newCrew(newFailures()), newRecorder()
 	c.start(func() error { return wrap("ping", p, pings(c, fd, p, rec)) })
 	counts, err := runPhases(ctx, rec.wrap(phases, recorded), rec.totals, c.failed)
 	c.finish(func() {})
-	r := rec.result(counts)
-	if err == nil && r.Histogram.TotalCount() == 0 {
-		err = wrap("ping", p, fmt.Errorf("none of %d echo requests was answered", r.Lost))
+	if err != nil {
+		return RoundTrips{}, err
 	}
-	return r, err
+	return rec.result("ping", p, counts)
 }
 
 func pings(c *crew, fd int, p Path, rec *recorder) error {
@@ -53,7 +51,7 @@ func pings(c *crew, fd int, p Path, rec *recorder) error {
 		case err == nil:
 			rec.took(time.Since(start))
 		case errors.Is(err, unix.EAGAIN):
-			rec.lost.Add(1)
+			rec.missed()
 		default:
 			return err
 		}

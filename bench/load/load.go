@@ -35,12 +35,13 @@ type Phase struct {
 
 // Count is what was counted during a phase.
 type Count struct {
-	Elapsed         time.Duration
-	Offered         uint64 // packets that were sent, where packets are counted
-	Packets         uint64 // that the receiver took
-	Bytes           uint64 // of payload that the receiver took
-	PerPath         []uint64
-	ReceiverDropped uint64 // by the full socket of the receiver, all phases together
+	Elapsed     time.Duration
+	Offered     uint64 // packets that were sent, where packets are counted
+	Packets     uint64 // that the receiver took
+	Bytes       uint64 // of payload that the receiver took
+	PerPath     []uint64
+	Retransmits uint64 // TCP segments
+	Lost        uint64 // requests without a response
 }
 
 // PerSecond returns n per second of the phase.
@@ -48,12 +49,15 @@ func (c Count) PerSecond(n uint64) float64 { return float64(n) / c.Elapsed.Secon
 
 // totals are counters as they grow.
 type totals struct {
-	offered, packets, bytes uint64
-	perPath                 []uint64
+	offered, packets, bytes, retransmits, lost uint64
+	perPath                                    []uint64
 }
 
 func (t totals) since(o totals, elapsed time.Duration) Count {
-	c := Count{Elapsed: elapsed, Offered: t.offered - o.offered, Packets: t.packets - o.packets, Bytes: t.bytes - o.bytes}
+	c := Count{
+		Elapsed: elapsed, Offered: t.offered - o.offered, Packets: t.packets - o.packets, Bytes: t.bytes - o.bytes,
+		Retransmits: t.retransmits - o.retransmits, Lost: t.lost - o.lost,
+	}
 	for i := range t.perPath {
 		c.PerPath = append(c.PerPath, t.perPath[i]-o.perPath[i])
 	}
@@ -101,10 +105,21 @@ type crew struct {
 	failed chan error // the first failure
 
 	mu   sync.Mutex
-	busy float64 // largest share of its time that a thread spent in its own code
+	load Load
 }
 
-func newCrew() *crew { return &crew{failed: make(chan error, 1)} }
+// Load is what a generator took itself: the largest share of its time that one of its threads spent.
+type Load struct {
+	Own  float64 // in its own code
+	Busy float64 // in its own code and in the kernel on its behalf
+}
+
+func (l Load) or(o Load) Load { return Load{max(l.Own, o.Own), max(l.Busy, o.Busy)} }
+
+// newCrew makes a crew that reports to failed; several crews may share one.
+func newCrew(failed chan error) *crew { return &crew{failed: failed} }
+
+func newFailures() chan error { return make(chan error, 1) }
 
 // start runs f on a thread of its own. An error after the stop is not one.
 func (c *crew) start(f func() error) {
@@ -113,11 +128,16 @@ func (c *crew) start(f func() error) {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(timerSlack), 0, 0, 0) // without it, naps are 50 µs longer
-		began, user := time.Now(), threadUserTime()
+		// Undone for the threads and processes that come from this one later: they inherit it.
+		defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }()
+		began := time.Now()
+		user, system := threadTimes()
 		err := f()
-		share := (threadUserTime() - user).Seconds() / time.Since(began).Seconds()
+		userEnd, systemEnd := threadTimes()
+		elapsed := time.Since(began).Seconds()
+		own := (userEnd - user).Seconds() / elapsed
 		c.mu.Lock()
-		c.busy = max(c.busy, share)
+		c.load = c.load.or(Load{Own: own, Busy: own + (systemEnd-system).Seconds()/elapsed})
 		c.mu.Unlock()
 		if err != nil && !c.stop.Load() {
 			select {
@@ -135,22 +155,18 @@ func (c *crew) finish(wake func()) {
 	c.wg.Wait()
 }
 
-// OwnShare is the largest share of its time that a thread of the generator spent in its own code, not in the kernel.
-// Valid after finish.
-func (c *crew) ownShare() float64 { return c.busy }
-
 // nap makes the thread sleep, without Go's timers on the way. A signal may end it early.
 func nap(d time.Duration) {
 	t := unix.NsecToTimespec(d.Nanoseconds())
 	_ = unix.Nanosleep(&t, nil)
 }
 
-func threadUserTime() time.Duration {
+func threadTimes() (user, system time.Duration) {
 	var u unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_THREAD, &u) != nil {
-		return 0
+		return 0, 0
 	}
-	return time.Duration(u.Utime.Nano())
+	return time.Duration(u.Utime.Nano()), time.Duration(u.Stime.Nano())
 }
 
 // counter is written by one thread; padded so that threads do not share a cache line.

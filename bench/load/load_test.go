@@ -18,7 +18,7 @@ func TestHighestRate(t *testing.T) {
 		got, err := HighestRate(t.Context(), c.most, func(rate float64) (Trial, error) {
 			trials++
 			received := min(rate, c.capacity)
-			return Trial{Rate: received, Loss: 1 - received/rate}, nil
+			return Trial{Rate: received, Good: 1-received/rate <= LossLimit}, nil
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -31,7 +31,7 @@ func TestHighestRate(t *testing.T) {
 }
 
 func TestHighestRateOfNothing(t *testing.T) {
-	got, err := HighestRate(t.Context(), 1e5, func(float64) (Trial, error) { return Trial{Loss: 0.5}, nil })
+	got, err := HighestRate(t.Context(), 1e5, func(float64) (Trial, error) { return Trial{}, nil })
 	if got != 0 || err != nil {
 		t.Errorf("a path that always loses: %v, %v", got, err)
 	}
@@ -52,9 +52,9 @@ func TestHighestRateForgivesOnce(t *testing.T) {
 	got, _ := HighestRate(t.Context(), 1000, func(rate float64) (Trial, error) {
 		trials++
 		if trials == 1 {
-			return Trial{Loss: 1}, nil
+			return Trial{}, nil
 		}
-		return Trial{Rate: rate}, nil
+		return Trial{Rate: rate, Good: true}, nil
 	})
 	if math.Abs(got-1000) > 1e-6 || trials != 2 {
 		t.Errorf("found %v after %d trials, want 1000 after 2", got, trials)

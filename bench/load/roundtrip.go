@@ -16,7 +16,6 @@ type RoundTrips struct {
 	Counts []Count // one for each phase; Packets are the responses
 	// Histogram has the time of each round trip of the recorded phase, in nanoseconds.
 	Histogram *hdrhistogram.Histogram
-	Lost      uint64 // requests without a response, all phases together
 }
 
 // NewHistogram returns an empty histogram of times in nanoseconds, from 1 µs to 1 minute, with 3 significant digits.
@@ -41,7 +40,11 @@ func newRecorder() *recorder { return &recorder{histogram: NewHistogram()} }
 func (r *recorder) wrap(phases []Phase, i int) []Phase {
 	wrapped := append([]Phase(nil), phases...)
 	begin, end := phases[i].Begin, phases[i].End
-	wrapped[i].Begin = func() error { r.on.Store(true); return call(begin) }
+	wrapped[i].Begin = func() error {
+		err := call(begin)
+		r.on.Store(true)
+		return err
+	}
 	wrapped[i].End = func() error { r.on.Store(false); return call(end) }
 	return wrapped
 }
@@ -49,14 +52,29 @@ func (r *recorder) wrap(phases []Phase, i int) []Phase {
 func (r *recorder) took(d time.Duration) {
 	r.count.packets.Add(1)
 	if r.on.Load() {
-		_ = r.histogram.RecordValue(max(d, time.Microsecond).Nanoseconds()) // longer ones than it holds count as lost
+		_ = r.histogram.RecordValue(max(d, time.Microsecond).Nanoseconds()) // a minute, its most, is never reached
 	}
 }
 
-func (r *recorder) totals() totals { return totals{packets: r.count.packets.Load()} }
+// missed records a round trip that was given up, with the time that was waited for it: who loses must not look quicker
+// than who is late.
+func (r *recorder) missed() {
+	r.lost.Add(1)
+	if r.on.Load() {
+		_ = r.histogram.RecordValue(lossTimeout.Nanoseconds())
+	}
+}
 
-func (r *recorder) result(counts []Count) RoundTrips {
-	return RoundTrips{Counts: counts, Histogram: r.histogram, Lost: r.lost.Load()}
+func (r *recorder) totals() totals {
+	return totals{packets: r.count.packets.Load(), lost: r.lost.Load()}
+}
+
+// result returns what was recorded; an error when no round trip came to its end.
+func (r *recorder) result(what string, p Path, counts []Count) (RoundTrips, error) {
+	if r.count.packets.Load() == 0 {
+		return RoundTrips{}, wrap(what, p, fmt.Errorf("none of %d round trips came to its end", r.lost.Load()))
+	}
+	return RoundTrips{Counts: counts, Histogram: r.histogram}, nil
 }
 
 // PingPong sends a UDP request of size bytes and waits for its echo, again and again, and records the times of the
@@ -67,20 +85,20 @@ func PingPong(ctx context.Context, p Path, size int, phases []Phase, recorded in
 		return RoundTrips{}, wrap("request and response", p, err)
 	}
 	defer sockets.close()
-	client, server, rec := newCrew(), newCrew(), newRecorder()
+	failed := newFailures()
+	client, server, rec := newCrew(failed), newCrew(failed), newRecorder()
 	if err := setTimeout(sockets.from[0], lossTimeout); err != nil {
 		return RoundTrips{}, wrap("request and response", p, err)
 	}
 	server.start(func() error { return wrap("respond", p, echo(server, sockets.to)) })
 	client.start(func() error { return wrap("request", p, requests(client, sockets.from[0], size, rec)) })
-	counts, err := runPhases(ctx, rec.wrap(phases, recorded), rec.totals, client.failed)
+	counts, err := runPhases(ctx, rec.wrap(phases, recorded), rec.totals, failed)
 	client.finish(func() {})
 	server.finish(func() {})
-	r := rec.result(counts)
-	if err == nil && r.Histogram.TotalCount() == 0 {
-		err = wrap("request and response", p, fmt.Errorf("none of %d requests was answered", r.Lost))
+	if err != nil {
+		return RoundTrips{}, err
 	}
-	return r, err
+	return rec.result("request and response", p, counts)
 }
 
 func echo(c *crew, fd int) error {
@@ -109,7 +127,7 @@ func requests(c *crew, fd, size int, rec *recorder) error {
 		case err == nil:
 			rec.took(time.Since(start))
 		case errors.Is(err, unix.EAGAIN):
-			rec.lost.Add(1)
+			rec.missed()
 		default:
 			return err
 		}

@@ -19,7 +19,7 @@ const (
 // Trial is what came of sending at a rate.
 type Trial struct {
 	Rate float64 // received, per second
-	Loss float64 // share of what was sent
+	Good bool    // it was carried, with a loss of at most LossLimit
 }
 
 // HighestRate searches the highest rate with a loss of at most LossLimit, up to most: it halves the range of possible
@@ -60,7 +60,7 @@ func tryTwice(rate float64, try func(float64) (Trial, error)) (good bool, receiv
 		if err != nil {
 			return false, 0, err
 		}
-		if t.Loss <= LossLimit {
+		if t.Good {
 			return true, t.Rate, nil
 		}
 	}

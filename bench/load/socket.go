@@ -1,8 +1,10 @@
 package load
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -87,6 +89,37 @@ func dropped(fd int) uint64 {
 		return 0
 	}
 	return uint64(info[drops])
+}
+
+// connectTo connects a socket whose timeout is set. A signal, which the Go runtime sends to its threads now and then, does
+// not end a connection attempt but only the call (connect(2), EINTR); the rest of it is waited for.
+func connectTo(fd int, dst netip.AddrPort, timeout time.Duration) error {
+	err := unix.Connect(fd, sockaddr(dst))
+	switch {
+	case errors.Is(err, unix.EINPROGRESS): // what SO_SNDTIMEO makes of a timeout, socket(7)
+		return unix.ETIMEDOUT
+	case !errors.Is(err, unix.EINTR):
+		return err
+	}
+	deadline := time.Now().Add(timeout)
+	for {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return unix.ETIMEDOUT
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(left.Milliseconds())+1)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("poll: %w", err)
+		}
+		if n == 1 {
+			break
+		}
+	}
+	result, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && result != 0 {
+		err = syscall.Errno(result)
+	}
+	return err
 }
 
 // pair is a UDP sender's sockets and the receiver's one.

@@ -12,10 +12,10 @@ import (
 
 // BulkResult is what TCP streams moved.
 type BulkResult struct {
-	Counts         []Count // one for each phase; PerPath has the bytes of each stream
-	SegmentSize    int     // largest payload of a TCP segment, in bytes
-	Retransmits    uint64  // all phases together
-	GeneratorShare float64 // largest share of its time that a thread of the generator spent in its own code
+	Counts      []Count // one for each phase; PerPath has the bytes of each stream
+	SegmentSize int     // largest payload of a TCP segment, in bytes
+	Sender      Load
+	Receiver    Load
 }
 
 const (
@@ -23,46 +23,95 @@ const (
 	readBytes  = 256 << 10
 )
 
-// Bulk sends as much as goes over one TCP stream for each path.
+// Bulk sends as much as goes over one TCP stream for each path while the phases pass.
 func Bulk(ctx context.Context, paths []Path, phases []Phase) (BulkResult, error) {
-	var r BulkResult
-	streams := make([]*stream, 0, len(paths))
-	defer func() {
-		for _, s := range streams {
-			s.close()
-		}
-	}()
-	for _, p := range paths {
-		s, err := connect(p)
-		if err != nil {
-			return r, wrap("tcp", p, err)
-		}
-		streams = append(streams, s)
+	t, err := StartBulk(paths)
+	if err != nil {
+		return BulkResult{}, err
 	}
-	counters, c := make([]counter, len(streams)), newCrew()
-	for i, s := range streams {
-		c.start(func() error { return wrap("tcp send", paths[i], s.send(c)) })
-		c.start(func() error { return wrap("tcp receive", paths[i], s.receive(c, &counters[i])) })
-	}
-	var err error
-	r.Counts, err = runPhases(ctx, phases, func() totals { return streamTotals(counters) }, c.failed)
-	for _, s := range streams {
-		info, infoErr := unix.GetsockoptTCPInfo(s.from, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if infoErr == nil {
-			r.Retransmits += uint64(info.Total_retrans)
-			r.SegmentSize = int(info.Snd_mss)
-		}
-	}
-	c.finish(func() {
-		for _, s := range streams {
-			s.shutdown()
-		}
-	})
-	r.GeneratorShare = c.ownShare()
+	counts, err := runPhases(ctx, phases, t.totals, t.failed)
+	r := t.Stop()
+	r.Counts = counts
 	if err != nil {
 		return r, err
 	}
 	return r, stuck(paths[0], r.Counts)
+}
+
+// Transfer is TCP streams that go on until they are stopped.
+type Transfer struct {
+	streams            []*stream
+	counters           []counter
+	sending, receiving *crew
+	failed             chan error
+}
+
+// StartBulk connects one TCP stream for each path and begins to send.
+func StartBulk(paths []Path) (*Transfer, error) {
+	t := &Transfer{counters: make([]counter, len(paths)), failed: newFailures()}
+	t.sending, t.receiving = newCrew(t.failed), newCrew(t.failed)
+	for _, p := range paths {
+		s, err := connect(p)
+		if err != nil {
+			t.close()
+			return nil, wrap("tcp", p, err)
+		}
+		t.streams = append(t.streams, s)
+	}
+	for i, s := range t.streams {
+		t.sending.start(func() error { return wrap("tcp send", paths[i], s.send(t.sending)) })
+		t.receiving.start(func() error { return wrap("tcp receive", paths[i], s.receive(t.receiving, &t.counters[i])) })
+	}
+	return t, nil
+}
+
+// Phase returns a function that begins to count, and one that ends it and returns the count.
+func (t *Transfer) Phase() (begin func(), end func() Count) {
+	var before totals
+	var start time.Time
+	begin = func() { before, start = t.totals(), time.Now() }
+	end = func() Count { return t.totals().since(before, time.Since(start)) }
+	return begin, end
+}
+
+// Stop ends the streams.
+func (t *Transfer) Stop() BulkResult {
+	defer t.close()
+	var r BulkResult
+	for _, s := range t.streams {
+		if info, err := unix.GetsockoptTCPInfo(s.from, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			r.SegmentSize = int(info.Snd_mss)
+		}
+	}
+	t.sending.stop.Store(true)
+	t.receiving.finish(func() {
+		for _, s := range t.streams {
+			s.shutdown()
+		}
+	})
+	t.sending.finish(func() {})
+	r.Sender, r.Receiver = t.sending.load, t.receiving.load
+	return r
+}
+
+func (t *Transfer) close() {
+	for _, s := range t.streams {
+		s.close()
+	}
+}
+
+func (t *Transfer) totals() totals {
+	all := totals{perPath: make([]uint64, len(t.counters))}
+	for i := range t.counters {
+		all.perPath[i] = t.counters[i].bytes.Load()
+		all.bytes += all.perPath[i]
+	}
+	for _, s := range t.streams {
+		if info, err := unix.GetsockoptTCPInfo(s.from, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			all.retransmits += uint64(info.Total_retrans)
+		}
+	}
+	return all
 }
 
 // Idle returns how many streams moved nothing during a phase.
@@ -84,15 +133,6 @@ func stuck(p Path, counts []Count) error {
 		}
 	}
 	return nil
-}
-
-func streamTotals(counters []counter) totals {
-	t := totals{perPath: make([]uint64, len(counters))}
-	for i := range counters {
-		t.perPath[i] = counters[i].bytes.Load()
-		t.bytes += t.perPath[i]
-	}
-	return t
 }
 
 // stream is a TCP connection, both ends of it.
@@ -124,10 +164,7 @@ func connect(p Path) (_ *stream, err error) {
 	if err := setTimeout(s.from, setup); err != nil {
 		return nil, err
 	}
-	if err := unix.Connect(s.from, sockaddr(netip.AddrPortFrom(p.Dst, port))); err != nil {
-		if errors.Is(err, unix.EINPROGRESS) {
-			err = unix.ETIMEDOUT // what SO_SNDTIMEO makes of it, socket(7)
-		}
+	if err := connectTo(s.from, netip.AddrPortFrom(p.Dst, port), setup); err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	s.to, err = retry(func() (int, error) {

@@ -20,18 +20,30 @@ var IMIX = []int{64, 570, 64, 64, 570, 64, 1400, 64, 570, 64, 64, 570}
 
 // DatagramResult is what became of UDP packets.
 type DatagramResult struct {
-	Counts          []Count // one for each phase
-	Sent, Received  uint64  // all phases together, late packets too
-	ReceiverDropped uint64  // packets that the receiving application was too slow for
-	GeneratorShare  float64 // largest share of its time that a thread of the generator spent in its own code
+	Counts           []Count // one for each phase
+	Sent, Received   uint64  // all phases together, late packets too
+	ReceiverDropped  uint64  // packets that the receiving application was too slow for
+	Sender, Receiver Load
 }
 
-// Loss returns the share of packets that did not arrive.
-func (r DatagramResult) Loss() float64 {
-	if r.Sent == 0 {
+// Loss returns the share of all packets that did not arrive, however late.
+func (r DatagramResult) Loss() float64 { return loss(r.Sent, r.Received) }
+
+// Loss returns the share of the packets offered during a phase that were not taken during it.
+func (c Count) Loss() float64 { return loss(c.Offered, c.Packets) }
+
+func loss(sent, received uint64) float64 {
+	if sent == 0 {
 		return 0
 	}
-	return 1 - float64(min(r.Received, r.Sent))/float64(r.Sent)
+	return 1 - float64(min(received, sent))/float64(sent)
+}
+
+// Sustained reports whether what was offered during a phase was taken during it, up to what was just under way: a path
+// that only puts packets into a queue does not carry them.
+func (c Count) Sustained() bool {
+	const underWay, share = vector, 0.98
+	return float64(c.Packets) >= share*float64(c.Offered)-underWay
 }
 
 // drain is how long the receiver waits for packets that are still under way.
@@ -47,7 +59,8 @@ func Send(ctx context.Context, p Path, d Datagrams, phases []Phase) (DatagramRes
 	// One thread sends on small machines: a second one would only take the cores of what is measured.
 	senders := max(1, min(d.Flows, runtime.NumCPU()/4))
 	sent, received := make([]counter, senders), make([]counter, 1)
-	sending, receiving := newCrew(), newCrew()
+	failed := newFailures()
+	sending, receiving := newCrew(failed), newCrew(failed)
 	receiving.start(func() error { return wrap("udp receive", p, receiveAll(receiving, sockets.to, &received[0])) })
 	for i := range senders {
 		s := newSender(share(sockets.from, i, senders), d.Sizes, d.Rate/float64(senders))
@@ -59,7 +72,7 @@ func Send(ctx context.Context, p Path, d Datagrams, phases []Phase) (DatagramRes
 		return t
 	}
 	var r DatagramResult
-	r.Counts, err = runPhases(ctx, phases, read, sending.failed)
+	r.Counts, err = runPhases(ctx, phases, read, failed)
 	sending.finish(func() {})
 	for last := ^uint64(0); last != read().packets; {
 		last = read().packets
@@ -68,7 +81,7 @@ func Send(ctx context.Context, p Path, d Datagrams, phases []Phase) (DatagramRes
 	receiving.finish(func() {})
 	all := read()
 	r.Sent, r.Received, r.ReceiverDropped = all.offered, all.packets, dropped(sockets.to)
-	r.GeneratorShare = max(sending.ownShare(), receiving.ownShare())
+	r.Sender, r.Receiver = sending.load, receiving.load
 	if err == nil && r.Received == 0 {
 		err = wrap("udp", p, fmt.Errorf("none of %d packets arrived", r.Sent))
 	}

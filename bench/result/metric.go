@@ -38,6 +38,8 @@ const (
 	TunnelPerGB     = "tunnel_cpu_seconds_per_gigabyte"
 	MachinePerMpkt  = "machine_cpu_seconds_per_million_packets"
 	TunnelPerMpkt   = "tunnel_cpu_seconds_per_million_packets"
+	MachinePerKConn = "machine_cpu_seconds_per_thousand_connections"
+	TunnelPerKConn  = "tunnel_cpu_seconds_per_thousand_connections"
 	SyscallsPerPkt  = "tunnel_syscalls_per_packet"
 	SwitchesPerGB   = "tunnel_context_switches_per_gigabyte"
 	SwitchesPerMpkt = "tunnel_context_switches_per_million_packets"
@@ -66,6 +68,8 @@ func Metrics() []Metric {
 		{TunnelPerGB, "CPU of the tunnel's processes", "s/GB", 1, LowerIsBetter},
 		{MachinePerMpkt, "CPU of the machine", "s/Mpkt", 1, LowerIsBetter},
 		{TunnelPerMpkt, "CPU of the tunnel's processes", "s/Mpkt", 1, LowerIsBetter},
+		{MachinePerKConn, "CPU of the machine", "s/1000 connections", 1, LowerIsBetter},
+		{TunnelPerKConn, "CPU of the tunnel's processes", "s/1000 connections", 1, LowerIsBetter},
 		{SyscallsPerPkt, "system calls of the tunnel's processes", "1/packet", 1, LowerIsBetter},
 		{SwitchesPerGB, "context switches of the tunnel's processes", "1/GB", 1, LowerIsBetter},
 		{SwitchesPerMpkt, "context switches of the tunnel's processes", "1/Mpkt", 1, LowerIsBetter},

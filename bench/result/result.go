@@ -44,6 +44,7 @@ type Settings struct {
 	Warmup    Duration `json:"warmup"`
 	Duration  Duration `json:"duration"` // of a sample
 	Generator string   `json:"generator"`
+	UDPRate   float64  `json:"udp_rate,omitempty"` // packets a second that UDP workloads offered; 0: as many as the sender could
 }
 
 // Duration is written as in "1.5s".

@@ -22,6 +22,8 @@ import (
 	"github.com/vxlane/vxlane/bench/network"
 )
 
+var flannelMissing error
+
 // startFlannel runs this program again on each host, as one end of flannel's udp backend. Its device has the first
 // address of the host's pod subnet, as flannel has it.
 func startFlannel(n *network.Network) (*Instance, error) {

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/bench/network"
 )
@@ -21,6 +23,8 @@ import (
 type System struct {
 	Name    string
 	Summary string
+	// Missing is why it cannot run with this program at all, when that is known without trying.
+	Missing error
 	// start brings it up; what it starts lives until the network is closed.
 	start func(*network.Network) (*Instance, error)
 }
@@ -34,6 +38,8 @@ type Instance struct {
 
 	commands []*command
 	describe func() map[string]string
+	hosts    []*lab.Host
+	running  map[int]string // process ids once settled, with their hosts
 }
 
 // About returns what the system says of itself, such as its version and tier.
@@ -58,10 +64,14 @@ func (in *Instance) ConnectPods(ctx context.Context, n *network.Network) error {
 
 // Start brings the system up and waits until it carries packets.
 func (s System) Start(ctx context.Context, n *network.Network) (*Instance, error) {
+	if s.Missing != nil {
+		return nil, s.Missing
+	}
 	in, err := s.start(n)
 	if err != nil {
 		return nil, err
 	}
+	in.hosts = []*lab.Host{n.A.Host, n.B.Host}
 	ctx, cancel := context.WithTimeoutCause(ctx, Patience, fmt.Errorf("no answer through the tunnel after %s", Patience))
 	defer cancel()
 	ctx, stop := in.watch(ctx)
@@ -92,17 +102,53 @@ func (in *Instance) watch(ctx context.Context) (context.Context, func()) {
 	return ctx, func() { cancel(nil) }
 }
 
-// Check returns an error when a command of the system has failed.
+// Settle notes what runs in the hosts now that the system is up: all of it has to run until Check.
+func (in *Instance) Settle() error {
+	in.running = make(map[int]string)
+	for _, h := range in.hosts {
+		pids, err := h.Processes()
+		if err != nil {
+			return err
+		}
+		for _, pid := range pids {
+			in.running[pid] = h.Name()
+		}
+	}
+	return in.Check()
+}
+
+// Check returns an error when a command of the system has failed, or a process that ran when the system had settled does
+// not any more.
 func (in *Instance) Check() error {
 	var errs []error
 	for _, c := range in.commands {
 		select {
 		case <-c.process.Done():
-			errs = append(errs, c.failure())
+			err := c.failure()
+			if _, ran := in.running[c.process.PID()]; err == nil && ran {
+				err = fmt.Errorf("%s on host %s ended while it was measured%s", c.line, c.host, c.tail())
+			}
+			errs = append(errs, err)
+			delete(in.running, c.process.PID())
 		default:
 		}
 	}
+	for pid, host := range in.running {
+		if unix.Kill(pid, 0) != nil {
+			errs = append(errs, fmt.Errorf("process %d on host %s ended while it was measured%s", pid, host, in.tails(host)))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// tails returns the last lines that the commands of a host wrote.
+func (in *Instance) tails(host string) (all string) {
+	for _, c := range in.commands {
+		if c.host == host {
+			all += c.tail()
+		}
+	}
+	return all
 }
 
 // output returns the last lines of every command, as an error.
@@ -193,17 +239,26 @@ func FindTools(vxlane string) (Tools, error) {
 
 // All returns the systems that are known by name, the baseline of comparisons second.
 func All(t Tools) []System {
-	return []System{
-		{"direct", "no tunnel: the bare veth pair", startDirect},
-		{Baseline, "the kernel's vxlan device, as ip-link(8) makes it", startKernel(false)},
-		{"kernel-vxlan-nocsum", "the kernel's vxlan device without outer UDP checksums (noudpcsum)", startKernel(true)},
-		{"vxlane", "vxlane, with the tier that it chooses by itself", t.vxlane("--tier", "auto")},
-		{"vxlane-tunnel-gso", "vxlane, tunnel-gso tier", t.vxlane("--tier", "tunnel-gso")},
-		{"vxlane-udp-gso", "vxlane, udp-gso tier", t.vxlane("--tier", "udp-gso")},
-		{"vxlane-portable", "vxlane, portable tier", t.vxlane("--tier", "portable")},
-		{"vxlane-flannel-udp", "vxlane with flannel's UDP framing", t.vxlane("--encap", "flannel-udp")},
-		{"flannel-udp", "flannel's own udp backend: its C proxy, driven by its Go package", startFlannel},
+	all := []System{
+		{Name: "direct", Summary: "no tunnel: the bare veth pair", start: startDirect},
+		{Name: Baseline, Summary: "the kernel's vxlan device, as ip-link(8) makes it", start: startKernel(false)},
+		{Name: "kernel-vxlan-nocsum", Summary: "the kernel's vxlan device without outer UDP checksums (noudpcsum)", start: startKernel(true)},
+		{Name: "vxlane", Summary: "vxlane, with the tier that it chooses by itself", start: t.vxlane("--tier", "auto")},
+		{Name: "vxlane-tunnel-gso", Summary: "vxlane, tunnel-gso tier", start: t.vxlane("--tier", "tunnel-gso")},
+		{Name: "vxlane-udp-gso", Summary: "vxlane, udp-gso tier", start: t.vxlane("--tier", "udp-gso")},
+		{Name: "vxlane-portable", Summary: "vxlane, portable tier", start: t.vxlane("--tier", "portable")},
+		{Name: "vxlane-flannel-udp", Summary: "vxlane with flannel's UDP framing", start: t.vxlane("--encap", "flannel-udp")},
 	}
+	if t.VXLANE == "" {
+		for i := range all {
+			if strings.HasPrefix(all[i].Name, "vxlane") {
+				all[i].Missing = errNoVXLANE
+			}
+		}
+	}
+	return append(all, System{
+		Name: "flannel-udp", Summary: "flannel's own udp backend: its C proxy, driven by its Go package", Missing: flannelMissing, start: startFlannel,
+	})
 }
 
 // Baseline is the system that all others are compared with.

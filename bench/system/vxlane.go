@@ -16,9 +16,6 @@ var errNoVXLANE = errors.New("there is no vxlane beside this program or in PATH:
 // vxlane returns how vxlane is started with some more flags.
 func (t Tools) vxlane(flags ...string) func(*network.Network) (*Instance, error) {
 	return func(n *network.Network) (*Instance, error) {
-		if t.VXLANE == "" {
-			return nil, errNoVXLANE
-		}
 		in := overlay(n)
 		in.MakesRoutes = true
 		for _, pair := range n.Sides() {

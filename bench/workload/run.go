@@ -25,12 +25,8 @@ func (s *session) bulk(ctx context.Context, there, back int) error {
 		}
 		s.set(result.ThroughputBack, m.PerSecond(bytes)*8)
 	}
-	var all uint64
-	for _, c := range r.Counts {
-		all += c.Bytes
-	}
-	s.set(result.Retransmits, float64(r.Retransmits)/(float64(all)/1e9))
-	s.noteGenerator(r.GeneratorShare)
+	s.setPer(result.Retransmits, float64(m.Retransmits), float64(m.Bytes)/1e9)
+	s.noteGenerator(r.Sender, r.Receiver)
 	if n := m.Idle(); n > 0 {
 		s.note("a stream starved: %d of %d moved nothing", n, len(paths))
 	}
@@ -61,13 +57,14 @@ func (s *session) datagrams(ctx context.Context, d load.Datagrams) error {
 	s.set(result.Received, m.PerSecond(m.Packets))
 	s.set(result.Offered, m.PerSecond(m.Offered))
 	s.set(result.Throughput, m.PerSecond(m.Bytes)*8)
-	s.set(result.Loss, r.Loss())
-	s.noteGenerator(r.GeneratorShare)
+	s.set(result.Loss, m.Loss())
+	s.noteGenerator(r.Sender, r.Receiver)
+	s.noteFragments(d)
 	if dropped := float64(r.ReceiverDropped) / float64(max(1, r.Sent)); dropped > load.LossLimit {
 		s.note("the receiving application was a bottleneck: its socket dropped %.1f %% of all packets", 100*dropped)
 	}
 	s.setCosts(packets(m), laterCounts(r.Counts, packets)...)
-	if r.Loss() <= load.LossLimit {
+	if r.Loss() <= load.LossLimit && m.Sustained() {
 		s.note("the sender was the bottleneck: everything that it could offer arrived")
 		s.set(result.NoLoss, m.PerSecond(m.Packets))
 		return nil
@@ -77,15 +74,16 @@ func (s *session) datagrams(ctx context.Context, d load.Datagrams) error {
 
 // searchRate sets the highest rate without loss.
 func (s *session) searchRate(ctx context.Context, d load.Datagrams, most float64) error {
-	const shortest = 100 * time.Millisecond
-	trial := []load.Phase{{Length: max(shortest, s.options.Duration/8)}}
+	const settle, shortest = 50 * time.Millisecond, 150 * time.Millisecond
+	trial := []load.Phase{{Length: settle}, {Length: max(shortest, s.options.Duration/6)}}
 	best, err := load.HighestRate(ctx, most, func(rate float64) (load.Trial, error) {
 		d.Rate = rate
 		r, err := load.Send(ctx, s.path, d, trial)
 		if err != nil {
 			return load.Trial{}, err
 		}
-		return load.Trial{Rate: r.Counts[0].PerSecond(r.Received), Loss: r.Loss()}, nil
+		m := r.Counts[len(trial)-1]
+		return load.Trial{Rate: m.PerSecond(m.Packets), Good: m.Sustained() && r.Loss() <= load.LossLimit}, nil
 	})
 	if err != nil {
 		return err
@@ -108,45 +106,57 @@ func (s *session) pingPong(ctx context.Context, loaded bool) error {
 		}
 		return s.roundTrips(r, result.Transactions, 2, requestBytes)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var bulk load.BulkResult
-	done := make(chan error, 1)
-	go func() {
-		var err error
-		bulk, err = load.Bulk(ctx, []load.Path{s.path}, s.idlePhases())
-		if err != nil {
-			cancel(err)
-		}
-		done <- err
-	}()
-	r, err := load.PingPong(ctx, s.path, requestBytes, s.phases(), measured)
+	bulk, err := load.StartBulk([]load.Path{s.path})
 	if err != nil {
 		return err
 	}
-	if err := <-done; err != nil {
+	phases := s.phases()
+	counts := make([]load.Count, len(phases))
+	for i := range phases {
+		countPhase(bulk, &phases[i], &counts[i])
+	}
+	r, err := load.PingPong(ctx, s.path, requestBytes, phases, measured)
+	size := bulk.Stop().SegmentSize
+	if err != nil {
 		return err
 	}
-	m := bulk.Counts[measured]
+	if err := s.roundTrips(r, result.Transactions, 0, requestBytes); err != nil {
+		return err
+	}
+	m := counts[measured]
 	s.set(result.Throughput, m.PerSecond(m.Bytes)*8)
-	return s.roundTrips(r, result.Transactions, 0, requestBytes)
+	s.setCosts(segments(m, size), laterCounts(counts, func(c load.Count) carried { return segments(c, size) })...)
+	return nil
 }
 
-// idlePhases are the phases without the meters.
-func (s *session) idlePhases() []load.Phase {
-	all := s.phases()
-	for i := range all {
-		all[i].Begin, all[i].End = nil, nil
+// countPhase makes a phase count what the streams move meanwhile.
+func countPhase(t *load.Transfer, p *load.Phase, count *load.Count) {
+	begin, end := t.Phase()
+	before, after := p.Begin, p.End
+	p.Begin = func() error {
+		if before != nil {
+			if err := before(); err != nil {
+				return err
+			}
+		}
+		begin()
+		return nil
 	}
-	return all
+	p.End = func() error {
+		*count = end()
+		if after != nil {
+			return after()
+		}
+		return nil
+	}
 }
 
 // roundTrips sets what a client saw; each round trip is so many packets of size bytes, 0 where it cannot be told.
 func (s *session) roundTrips(r load.RoundTrips, rate string, packets, size float64) error {
 	m := r.Counts[measured]
 	s.set(rate, m.PerSecond(m.Packets))
-	if r.Lost > 0 {
-		s.note("%d round trips were lost", r.Lost)
+	if m.Lost > 0 {
+		s.note("round trips were lost: %d, and count with the time that was waited for them", m.Lost)
 	}
 	convert := func(c load.Count) carried {
 		return carried{c.Elapsed, float64(c.Packets) * packets * size, float64(c.Packets) * packets}
@@ -168,12 +178,21 @@ func (s *session) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	thousands := float64(r.Counts[measured].Packets) / 1e3
+	s.setPer(result.MachinePerKConn, s.cost.Machine.Seconds(), thousands)
+	if len(s.processes) > 0 {
+		s.setPer(result.TunnelPerKConn, s.cost.Tunnel.Seconds(), thousands)
+	}
 	return s.roundTrips(r, result.Connections, 0, 0)
 }
 
 // iperf3 measures what iperf3 reports.
 func (s *session) iperf3(ctx context.Context, i load.Iperf3) error {
-	r, err := i.Run(ctx, s.path, s.phases()[:counted])
+	phases := s.phases()[:counted]
+	for p := range phases { // iperf3 counts in seconds
+		phases[p].Length = max(time.Second, phases[p].Length.Round(time.Second))
+	}
+	r, err := i.Run(ctx, s.path, phases)
 	if err != nil {
 		return err
 	}
@@ -190,7 +209,7 @@ func (s *session) iperf3(ctx context.Context, i load.Iperf3) error {
 	} else if r.Seconds > 0 && r.Bytes > 0 {
 		s.set(result.Retransmits, r.Retransmits/(r.Bytes*r.Seconds/1e9))
 	}
-	seconds := s.options.Duration.Seconds()
-	s.setCosts(carried{s.options.Duration, (r.Bytes + r.BytesBack) * seconds, r.Packets * seconds})
+	seconds := phases[measured].Length.Seconds()
+	s.setCosts(carried{phases[measured].Length, (r.Bytes + r.BytesBack) * seconds, r.Packets * seconds})
 	return nil
 }

@@ -3,6 +3,7 @@ package workload
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -32,6 +33,7 @@ type session struct {
 	meter     *cost.Meter
 	processes []int // of the tunnel
 	cost      cost.Cost
+	counter   *cost.SyscallCounter
 	syscalls  uint64
 	outcome   Outcome
 }
@@ -64,25 +66,34 @@ func (s *session) phases() []load.Phase {
 	if len(s.processes) == 0 {
 		return all
 	}
-	var counter *cost.SyscallCounter
+	var first uint64
 	return append(all, load.Phase{
 		Length: countingTime,
 		Begin: func() (err error) {
-			if counter, err = cost.CountSyscalls(s.processes); err != nil {
+			if s.counter, err = cost.CountSyscalls(s.processes); err != nil {
 				s.note("%v", err)
-			}
-			return nil
-		},
-		End: func() (err error) {
-			if counter == nil {
 				return nil
 			}
-			if s.syscalls, err = counter.Count(); err != nil {
-				return err
+			first, err = s.counter.Count()
+			return err
+		},
+		End: func() error {
+			if s.counter == nil {
+				return nil
 			}
-			return counter.Close()
+			last, err := s.counter.Count()
+			s.syscalls = last - first
+			return err
 		},
 	})
+}
+
+// close ends what the session still measures: counting system calls slows down the whole machine.
+func (s *session) close() error {
+	if s.counter == nil {
+		return nil
+	}
+	return s.counter.Close()
 }
 
 func (s *session) note(format string, args ...any) {
@@ -140,11 +151,26 @@ func (s *session) setLatency(h *hdrhistogram.Histogram) error {
 	return nil
 }
 
-// generatorLimit is the share of a core that a generator's own code may take; with more it was likely what was measured.
-const generatorLimit = 0.5
+// The shares of a core from which a generator was likely what was measured: its own code, or all that a receiver does.
+const (
+	ownLimit      = 0.5
+	receiverLimit = 0.95
+)
 
-func (s *session) noteGenerator(share float64) {
-	if share > generatorLimit {
-		s.note("the generator may have been the bottleneck: its own code took %.0f %% of a core", 100*share)
+func (s *session) noteGenerator(sender, receiver load.Load) {
+	if own := max(sender.Own, receiver.Own); own > ownLimit {
+		s.note("the generator may have been the bottleneck: its own code took %.0f %% of a core", 100*own)
+	}
+	if receiver.Busy > receiverLimit {
+		s.note("the receiving application may have been the bottleneck: a thread of it was busy for %.0f %% of the time", 100*receiver.Busy)
+	}
+}
+
+// noteFragments says so when packets do not fit through the tunnel in one piece.
+func (s *session) noteFragments(d load.Datagrams) {
+	const headers = 28 // IPv4 and UDP
+	_, mtu, err := s.path.From.RouteTo(s.path.Dst)
+	if largest := slices.Max(d.Sizes) + headers; err == nil && largest > mtu {
+		s.note("packets were sent in fragments: %d bytes do not fit into the tunnel's MTU of %d", largest, mtu)
 	}
 }

@@ -3,7 +3,9 @@ package workload
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -33,6 +35,7 @@ const (
 type Options struct {
 	Warmup, Duration time.Duration
 	Generator        string
+	Rate             float64 // packets a second that UDP workloads offer; 0 is as many as the sender can
 }
 
 // Outcome is one measurement.
@@ -81,21 +84,22 @@ func (w Workload) Supports(generator string) error {
 	return w.iperf3.Supports()
 }
 
-// Run measures a tunnel that is up. hosts are the addresses of host a and host b in it.
-func (w Workload) Run(ctx context.Context, n *network.Network, hosts Hosts, o Options) (Outcome, error) {
+// Run measures a tunnel that is up, with a generator that the workload supports. hosts are the addresses of host a and host b in it.
+func (w Workload) Run(ctx context.Context, n *network.Network, hosts Hosts, o Options) (outcome Outcome, err error) {
 	s, err := newSession(n, w.path(n, hosts), o)
 	if err != nil {
 		return Outcome{}, err
 	}
+	defer func() { err = errors.Join(err, s.close()) }()
 	run := w.run
 	if o.Generator == Iperf3 {
-		if err := w.Supports(Iperf3); err != nil {
-			return Outcome{}, err
-		}
 		run = func(ctx context.Context, s *session) error { return s.iperf3(ctx, *w.iperf3) }
 	}
 	if err := run(ctx, s); err != nil {
 		return Outcome{}, err
+	}
+	if v, ok := s.outcome.Values[w.Primary]; !ok || math.IsNaN(v) || math.IsInf(v, 0) {
+		return Outcome{}, fmt.Errorf("%s was too short to have a value: want a longer --duration", w.Name)
 	}
 	return s.outcome, nil
 }
@@ -134,10 +138,11 @@ func datagrams() []Workload {
 		{"imix", "payloads of 64, 570 and 1400 bytes, 7:4:1", load.IMIX},
 	} {
 		for _, flows := range []int{1, 16, 256} {
-			d := load.Datagrams{Flows: flows, Sizes: size.sizes}
 			w := Workload{
 				Name: "udp-" + size.name, Summary: "UDP packets, " + size.summary + ", 1 flow", Primary: result.Received,
-				run: func(ctx context.Context, s *session) error { return s.datagrams(ctx, d) },
+				run: func(ctx context.Context, s *session) error {
+					return s.datagrams(ctx, load.Datagrams{Flows: flows, Sizes: size.sizes, Rate: s.options.Rate})
+				},
 			}
 			if flows > 1 {
 				w.Name, w.Summary = fmt.Sprintf("%s-%df", w.Name, flows), fmt.Sprintf("UDP packets, %s, %d flows", size.summary, flows)

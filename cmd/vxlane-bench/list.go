@@ -16,6 +16,7 @@ import (
 type entry struct {
 	Name    string `json:"name"`
 	Summary string `json:"summary"`
+	Missing string `json:"missing,omitempty"` // why it cannot run with this program
 }
 
 func newList() *cobra.Command {
@@ -37,6 +38,9 @@ func newList() *cobra.Command {
 			}{{"systems (--system)", systems}, {"\nworkloads (--workload)", workloads}, {"\nprofiles of the underlay's NICs (--profile)", profiles}} {
 				fmt.Fprintln(w, part.title)
 				for _, e := range part.entries {
+					if e.Missing != "" {
+						e.Summary += "; cannot run: " + e.Missing
+					}
 					fmt.Fprintf(w, "  %s\t%s\n", e.Name, e.Summary)
 				}
 			}
@@ -48,15 +52,20 @@ func newList() *cobra.Command {
 }
 
 func entries() (systems, workloads, profiles []entry) {
-	for _, s := range system.All(system.Tools{}) {
-		systems = append(systems, entry{s.Name, s.Summary})
+	tools, _ := system.FindTools("") // without a name there is no error
+	for _, s := range system.All(tools) {
+		e := entry{Name: s.Name, Summary: s.Summary}
+		if s.Missing != nil {
+			e.Missing = s.Missing.Error()
+		}
+		systems = append(systems, e)
 	}
-	systems = append(systems, entry{system.ExecPrefix + "…", "any other tunnel that two commands can start; see vxlane-bench run --help"})
+	systems = append(systems, entry{Name: system.ExecPrefix + "…", Summary: "any other tunnel that two commands can start; see vxlane-bench run --help"})
 	for _, w := range workload.All() {
-		workloads = append(workloads, entry{w.Name, w.Summary})
+		workloads = append(workloads, entry{Name: w.Name, Summary: w.Summary})
 	}
 	for _, p := range network.Profiles() {
-		profiles = append(profiles, entry{p.Name, fmt.Sprintf("%s; MTU %d", p.Summary, p.MTU)})
+		profiles = append(profiles, entry{Name: p.Name, Summary: fmt.Sprintf("%s; MTU %d", p.Summary, p.MTU)})
 	}
 	return systems, workloads, profiles
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -42,6 +43,7 @@ type runFlags struct {
 	out, generator, vxlane       string
 	repeats                      int
 	duration, warmup             time.Duration
+	rate                         float64
 }
 
 func newRun() *cobra.Command {
@@ -73,6 +75,7 @@ func (f *runFlags) add(fs *pflag.FlagSet) {
 	fs.IntVar(&f.repeats, "repeat", 0, "`N` repeats; each takes every sample twice (default 3, with --quick 2)")
 	fs.DurationVar(&f.duration, "duration", time.Second, "how long a sample is measured")
 	fs.DurationVar(&f.warmup, "warmup", 300*time.Millisecond, "how long traffic flows before")
+	fs.Float64Var(&f.rate, "udp-rate", 0, "packets a second that UDP workloads offer (default: as many as the sender can)")
 	fs.StringVar(&f.generator, "generator", workload.Builtin, "what makes the traffic: builtin or iperf3 (TCP and UDP bulk)")
 	fs.StringVar(&f.vxlane, "vxlane", "", "`PATH` of the vxlane to measure (default: beside this program, then in PATH)")
 }
@@ -85,7 +88,7 @@ func (f *runFlags) plan(fs *pflag.FlagSet) (bench.Plan, error) {
 	if !fs.Changed("repeat") {
 		f.repeats = s.repeats
 	}
-	p := bench.Plan{Version: cli.Version(), Repeats: f.repeats, Options: workload.Options{Warmup: f.warmup, Duration: f.duration, Generator: f.generator}}
+	p := bench.Plan{Version: cli.Version(), Repeats: f.repeats, Options: workload.Options{Warmup: f.warmup, Duration: f.duration, Generator: f.generator, Rate: f.rate}}
 	if err := f.check(); err != nil {
 		return p, err
 	}
@@ -98,11 +101,34 @@ func (f *runFlags) plan(fs *pflag.FlagSet) (bench.Plan, error) {
 	if p.Systems, err = choose("system", f.systems, s.systems, systemNames(known), find); err != nil {
 		return p, err
 	}
+	if err := distinct(p.Systems); err != nil {
+		return p, err
+	}
 	if p.Workloads, err = choose("workload", f.workloads, s.workloads, workloadNames(), workload.Find); err != nil {
+		return p, err
+	}
+	if p.Workloads, err = f.supported(p.Workloads); err != nil {
 		return p, err
 	}
 	p.Profiles, err = choose("profile", f.profiles, s.profiles, profileNames(), network.FindProfile)
 	return p, err
+}
+
+// supported leaves out of a set what the generator cannot make; what was named stays, and fails with the reason.
+func (f *runFlags) supported(workloads []workload.Workload) ([]workload.Workload, error) {
+	if f.generator == workload.Builtin || len(f.workloads) > 0 {
+		return workloads, nil
+	}
+	var reason error
+	left := slices.DeleteFunc(slices.Clone(workloads), func(w workload.Workload) bool {
+		err := w.Supports(f.generator)
+		reason = errors.Join(reason, err)
+		return err != nil
+	})
+	if len(left) == 0 {
+		return nil, cli.Usagef("--generator %s: %w", f.generator, reason)
+	}
+	return left, nil
 }
 
 func (f *runFlags) check() error {
@@ -114,6 +140,8 @@ func (f *runFlags) check() error {
 		return cli.Usagef("--duration %s: want %s-%s", f.duration, shortest, longest)
 	case f.warmup < 0 || f.warmup > longest:
 		return cli.Usagef("--warmup %s: want 0-%s", f.warmup, longest)
+	case f.rate < 0 || math.IsNaN(f.rate) || math.IsInf(f.rate, 0):
+		return cli.Usagef("--udp-rate %v: want 0 or more", f.rate)
 	case f.generator != workload.Builtin && f.generator != workload.Iperf3:
 		return cli.Usagef("--generator %q: want %s or %s", f.generator, workload.Builtin, workload.Iperf3)
 	}
@@ -169,6 +197,8 @@ type progress struct{ w io.Writer }
 func (p *progress) Missing(name, reason string) {
 	fmt.Fprintf(p.w, "%s cannot run here: %s\n", name, reason)
 }
+
+func (p *progress) Trouble(err error) { fmt.Fprintf(p.w, "vxlane-bench: %v; going on\n", err) }
 
 func (p *progress) Sampled(s *result.Sample, done, all int, left time.Duration) {
 	name := s.System

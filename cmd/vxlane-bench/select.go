@@ -77,6 +77,18 @@ func choose[T any](flag string, values, fallback, everything []string, find func
 	return found, nil
 }
 
+// distinct returns an error when two systems have one name, by which their samples could not be told apart.
+func distinct(systems []system.System) error {
+	seen := make(map[string]system.System)
+	for _, s := range systems {
+		if other, ok := seen[s.Name]; ok {
+			return cli.Usagef("--system: %q and %q would both be called %s: give them names, as in %sNAME:COMMAND", other.Summary, s.Summary, s.Name, system.ExecPrefix)
+		}
+		seen[s.Name] = s
+	}
+	return nil
+}
+
 func systemNames(systems []system.System) (list []string) {
 	for _, s := range systems {
 		list = append(list, s.Name)

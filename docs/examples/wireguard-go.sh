@@ -18,16 +18,17 @@ esac
 # The control sockets of both ends are in one directory, so the devices have different names.
 device=wg-$BENCH_HOST
 wireguard-go -f "$device" &
+tunnel=$!
 until [ -S "/var/run/wireguard/$device.sock" ]; do
-	kill -0 $! || exit 1
+	kill -0 $tunnel || exit 1
 	sleep 0.01
 done
 private=$(mktemp)
-trap 'rm -f "$private"; kill $!' EXIT
+trap 'rm -f "$private"; kill $tunnel' EXIT
 trap 'exit 0' TERM
 echo "$own" >"$private"
 wg set "$device" private-key "$private" listen-port 51820 peer "$(echo "$peer" | wg pubkey)" \
 	endpoint "$BENCH_UNDERLAY_PEER:51820" allowed-ips "${BENCH_ADDRESS_PEER%/*}/32,$BENCH_PODS_PEER"
 ip address add "$BENCH_ADDRESS" dev "$device"
 ip link set "$device" mtu $((BENCH_MTU - 80)) up
-wait
+wait $tunnel
