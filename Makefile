@@ -3,7 +3,7 @@
 # make test    everything that is checked; its parts can be run alone, see "test" below
 # make docs    write the generated references in docs/ anew
 # make bench   tunnels side by side, a small set (root, less than five minutes); the report is in $(BENCH_OUT)
-# make bench-full   everything: each system, workload and profile (root, a night); Ctrl-C keeps what was measured
+# make bench-full   everything: each system, workload and profile (root, most of a day); Ctrl-C keeps what was measured
 # make bench-micro   Go benchmarks of the packet path, for benchstat
 
 GO       ?= go

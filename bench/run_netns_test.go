@@ -88,7 +88,7 @@ func TestRun(t *testing.T) {
 		if n := len(loaded.Values(result.Cell{System: system.Baseline, Workload: w.Name, Profile: "full"}, w.Primary, true)); n != 4 {
 			t.Errorf("A/A %s: %d samples, want 4", w.Name, n)
 		}
-		reasons, failed, taken := loaded.Errors(result.Cell{System: "exec:sabotaged", Workload: w.Name, Profile: "full"})
+		reasons, failed, taken := loaded.Errors(result.Cell{System: "exec:sabotaged", Workload: w.Name, Profile: "full"}, false)
 		if failed != attempts || taken != attempts || !strings.Contains(reasons[0], "ended: exit status 9") {
 			t.Errorf("sabotaged %s: %d of %d failed: %v", w.Name, failed, taken, reasons)
 		}

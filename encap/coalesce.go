@@ -18,8 +18,8 @@ const (
 // packet apart after it was joined may leave the inner one with a wrong length (fixed by Linux 3d010c8031e3).
 var tunnelPorts = [...]uint16{4789, 8472, 8285, 6081, 2152}
 
-// Super is what a Coalescer makes of a run: the packet is Header followed by Payload. All of it is borrowed until the
-// next Add or Reset.
+// Super is what a Coalescer makes of a run: the packet is Header followed by Payload. All of it is borrowed for one
+// iteration of All.
 type Super struct {
 	Header  []byte   // IP and transport header; for a packet that stayed alone, all of it
 	Payload [][]byte // parts of the packets, in order; none for a packet that stayed alone
@@ -57,6 +57,7 @@ type run struct {
 	segment     int  // payload of its first packet, in bytes
 	total       int  // payload of all its packets
 	closed      bool // takes no more packets
+	sameID      bool // IPv4: its packets have one identification
 	flags       byte // TCP: FIN and PSH of its last packet
 }
 
@@ -74,13 +75,19 @@ func (c *Coalescer) Reset() {
 // Len returns how many packets were added.
 func (c *Coalescer) Len() int { return len(c.packets) }
 
-// Add takes one IP packet, which stays borrowed until Reset, with its headers parsed. good says that its transport
+// Add takes one IP packet, which stays borrowed until Reset, with its headers parsed (h.L3 is 0). good says that its transport
 // checksum was verified, so that it need not travel along; without that the packet stays as it is. At most as many
 // packets as NewCoalescer was told can be added.
 func (c *Coalescer) Add(packet []byte, h *Headers, good bool) {
 	n := transportHeaderLen(packet, h)
 	index := int32(len(c.packets))
-	c.packets = append(c.packets, added{packet: packet[h.L3:h.Len], next: -1})
+	if h.Len > 0 {
+		packet = packet[:h.Len]
+	}
+	c.packets = append(c.packets, added{packet: packet, next: -1})
+	if h.Fragment {
+		clear(c.open[:]) // its flow is not known, and it must not be overtaken by what follows
+	}
 	hash := h.FlowHash()
 	bucket := &c.open[hash%flowBuckets]
 	if *bucket != 0 {
@@ -103,15 +110,25 @@ func (c *Coalescer) Add(packet []byte, h *Headers, good bool) {
 
 // joinable reports whether a packet can be part of a run at all. n is the length of its transport header.
 func joinable(packet []byte, h *Headers, n int) bool {
-	if n == 0 || h.Fragment || h.Len == h.L4+n {
+	if n == 0 || h.L3 != 0 || h.Fragment || h.Len == h.L4+n {
 		return false // a bare acknowledgement stands for itself
 	}
-	plain := h.Kind == KindIPv4 && h.L4-h.L3 == ipv4MinHeaderLen || h.Kind == KindIPv6 && h.L4-h.L3 == ipv6HeaderLen
-	if !plain {
-		return false // options and extension headers may differ from packet to packet
+	switch h.Kind {
+	case KindIPv4: // without options, with a good header checksum, and not with the reserved flag
+		const reserved = 0x80
+		if h.L4 != ipv4MinHeaderLen || packet[6]&reserved != 0 || Sum(packet[:ipv4MinHeaderLen], 0) != 0xffff {
+			return false
+		}
+	case KindIPv6: // without extension headers
+		if h.L4 != ipv6HeaderLen {
+			return false
+		}
+	default:
+		return false
 	}
 	if h.Proto == ProtoUDP {
-		return packet[h.L4+6]|packet[h.L4+7] != 0 && !isTunnelPort(h.DstPort)
+		whole := int(binary.BigEndian.Uint16(packet[h.L4+4:])) == h.Len-h.L4 // nothing beyond it, such as UDP options
+		return whole && packet[h.L4+6]|packet[h.L4+7] != 0 && !isTunnelPort(h.DstPort)
 	}
 	const joining = tcpFIN | tcpPSH | tcpACK | tcpECE
 	return packet[h.L4+13]&^joining == 0
@@ -138,7 +155,7 @@ func endFlags(packet []byte, h *Headers) (flags byte, end bool) {
 // append adds a packet to a run when it continues it.
 func (c *Coalescer) append(r *run, packet []byte, h *Headers, n int, index int32) bool {
 	length := h.Len - h.L4 - n
-	headers := h.L4 - h.L3 + n
+	headers := h.L4 + n
 	if r.closed || r.parts == maxParts || length > r.segment || headers+r.total+length > maxIPLen || !joinable(packet, h, n) || !c.continues(r, packet, h, n) {
 		return false
 	}
@@ -158,39 +175,44 @@ func (c *Coalescer) continues(r *run, packet []byte, h *Headers, n int) bool {
 	if h.Kind != f.Kind || h.Proto != f.Proto || h.Src != f.Src || h.Dst != f.Dst || h.SrcPort != f.SrcPort || h.DstPort != f.DstPort {
 		return false
 	}
-	if h.TOS != f.TOS || h.TTL != f.TTL || h.DF != f.DF || !sameFlow6(first, packet[h.L3:], h) || !c.nextID(r, packet, h) {
+	if h.TOS != f.TOS || h.TTL != f.TTL || h.DF != f.DF || !sameFlow6(first, packet, h) || !c.nextID(r, packet, h) {
 		return false
 	}
 	if h.Proto == ProtoUDP {
 		return true
 	}
-	was, is := first[f.L4-f.L3:], packet[h.L4:]
-	if n != statedTCPHeaderLen(was) {
+	was, is := first[f.L4:], packet[h.L4:]
+	if was[12] != is[12] { // header length and the reserved bits
 		return false
 	}
 	next := binary.BigEndian.Uint32(was[4:]) + uint32(r.total)
 	sameFlags := (was[13]^is[13])&^(tcpFIN|tcpPSH) == 0
 	sameAck := binary.BigEndian.Uint32(was[8:]) == binary.BigEndian.Uint32(is[8:])
 	sameWindow := binary.BigEndian.Uint16(was[14:]) == binary.BigEndian.Uint16(is[14:])
-	return binary.BigEndian.Uint32(is[4:]) == next && sameFlags && sameAck && sameWindow && string(was[tcpMinHeaderLen:n]) == string(is[tcpMinHeaderLen:n])
+	sameUrgent := binary.BigEndian.Uint16(was[18:]) == binary.BigEndian.Uint16(is[18:])
+	return binary.BigEndian.Uint32(is[4:]) == next && sameFlags && sameAck && sameWindow && sameUrgent && string(was[tcpMinHeaderLen:n]) == string(is[tcpMinHeaderLen:n])
 }
-
-// statedTCPHeaderLen returns the length that a TCP header states.
-func statedTCPHeaderLen(tcp []byte) int { return int(tcp[12]>>4) * 4 }
 
 // sameFlow6 reports whether the flow labels are the same; IPv4 has none.
 func sameFlow6(first, packet []byte, h *Headers) bool {
 	return h.Kind != KindIPv6 || binary.BigEndian.Uint32(first) == binary.BigEndian.Uint32(packet)
 }
 
-// nextID reports whether an IPv4 identification is the one that a split would give, or has no meaning, as in packets that
-// must not be fragmented (RFC 6864 section 4.1).
+// nextID reports whether an IPv4 identification is the one that a split gives. As in the kernel, one that stays the same is
+// taken too where it has no meaning, in packets that must not be fragmented (RFC 6864 section 4.1); a split counts it up.
 func (c *Coalescer) nextID(r *run, packet []byte, h *Headers) bool {
-	if h.Kind != KindIPv4 || h.DF {
+	if h.Kind != KindIPv4 {
 		return true
 	}
-	first := c.packets[r.first].packet
-	return binary.BigEndian.Uint16(packet[h.L3+4:]) == binary.BigEndian.Uint16(first[4:])+uint16(r.parts)
+	first, id := binary.BigEndian.Uint16(c.packets[r.first].packet[4:]), binary.BigEndian.Uint16(packet[4:])
+	if id == first+uint16(r.parts) {
+		return !r.sameID
+	}
+	if !h.DF || id != first || r.parts > 1 && !r.sameID {
+		return false
+	}
+	r.sameID = true
+	return true
 }
 
 // All yields what the packets came to, in an order that keeps that of each flow. The first packet of a run is changed:
@@ -225,7 +247,7 @@ func (c *Coalescer) assemble(r *run) *Super {
 
 // patch makes the headers of the first packet those of the whole run.
 func (r *run) patch(header []byte) {
-	l4 := r.h.L4 - r.h.L3
+	l4 := r.h.L4
 	length := len(header) - l4 + r.total
 	if r.h.Kind == KindIPv4 {
 		old := binary.BigEndian.Uint16(header[2:])
@@ -234,11 +256,9 @@ func (r *run) patch(header []byte) {
 	} else {
 		binary.BigEndian.PutUint16(header[4:], uint16(length))
 	}
-	h := r.h
-	h.rebase(h.L3)
-	offset, _, _ := transportChecksumOffset(h.Proto)
-	binary.BigEndian.PutUint16(header[l4+offset:], pseudoHeaderSum(header, &h, length))
-	if h.Proto == ProtoUDP {
+	offset, _, _ := transportChecksumOffset(r.h.Proto)
+	binary.BigEndian.PutUint16(header[l4+offset:], pseudoHeaderSum(header, &r.h, length))
+	if r.h.Proto == ProtoUDP {
 		binary.BigEndian.PutUint16(header[l4+4:], uint16(length))
 		return
 	}

@@ -18,11 +18,15 @@ func (h *Host) Processes() ([]int, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list processes of host %s: %w", h.name, err)
 	}
+	return processesIn(home)
+}
+
+// processesIn returns the ids of the processes in a network namespace, without this one.
+func processesIn(home os.FileInfo) (pids []int, err error) {
 	paths, err := filepath.Glob("/proc/[0-9]*/ns/net")
 	if err != nil {
-		return nil, fmt.Errorf("list processes of host %s: %w", h.name, err)
+		return nil, fmt.Errorf("list processes: %w", err)
 	}
-	var pids []int
 	for _, path := range paths {
 		at, err := os.Stat(path)
 		if err != nil || !os.SameFile(home, at) {

@@ -162,6 +162,7 @@ func Sweep() {
 	}
 	for _, s := range states {
 		if !s.Kept && !s.Owner.alive() {
+			s.killInside()
 			_ = s.destroy()
 		}
 	}

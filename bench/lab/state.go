@@ -143,6 +143,20 @@ func (s *state) logPaths() []string {
 	return paths
 }
 
+// killInside ends every process in the lab's namespaces, those too that went into the background.
+func (s *state) killInside() {
+	for _, namespace := range s.Hosts {
+		home, err := os.Stat(filepath.Join(namespaceDir, namespace))
+		if err != nil {
+			continue // removed meanwhile
+		}
+		pids, _ := processesIn(home) // what cannot be listed stays
+		for _, pid := range pids {
+			identify(pid).stop(stopGrace)
+		}
+	}
+}
+
 // destroy ends the lab's processes and removes its namespaces. The lab is forgotten only once all of it is gone, so that
 // what failed is tried again by the next sweep.
 func (s *state) destroy() error {

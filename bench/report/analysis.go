@@ -3,6 +3,7 @@ package report
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -26,12 +27,12 @@ type Comparison struct {
 func compare(r *result.Results, c result.Cell, metric string) Comparison {
 	base := c
 	base.System = r.Baseline
-	values, baseline := r.Values(c, metric, false), r.Values(base, metric, false)
-	control := stats.RatioInterval(r.Values(base, metric, true), baseline, stats.Confidence)
+	values, baseline, again := r.Values(c, metric, false), r.Values(base, metric, false), r.Values(base, metric, true)
+	control := stats.RatioInterval(again, baseline, stats.Confidence)
 	ratio := stats.RatioInterval(values, baseline, stats.Confidence)
 	return Comparison{
 		Cell: c, Metric: result.FindMetric(metric), Value: stats.MedianInterval(values), Ratio: ratio, Control: control,
-		Verdict: stats.JudgeSamples(min(len(values), len(baseline)), ratio, control), Samples: len(values),
+		Verdict: stats.JudgeSamples(min(len(values), len(baseline), len(again)), ratio, control), Samples: len(values),
 	}
 }
 
@@ -46,7 +47,7 @@ func word(v stats.Verdict, better result.Better) string {
 	return "worse"
 }
 
-// Table is rows under columns, for people.
+// Table is rows under columns, for people. Text in it is raw.
 type Table struct {
 	Title, Note string
 	Columns     []string
@@ -63,7 +64,8 @@ type Row struct {
 // Section is everything about one profile.
 type Section struct {
 	Profile network.Profile
-	Summary Table
+	Summary Table // the primary metric of each workload
+	Further Table // others
 	Figures []Figure
 	Details []Table
 }
@@ -83,39 +85,60 @@ func others(r *result.Results) []string {
 	return slices.DeleteFunc(measuredSystems(r), func(n string) bool { return n == r.Baseline })
 }
 
-// summarise returns the ratios of all systems to the baseline under one profile, one row for each workload.
-func summarise(r *result.Results, profile string) Table {
+// primary and further are the metrics of a workload whose ratios are summarised, the most important first.
+func primary(w result.Workload) []string { return []string{w.Primary} }
+
+func further(result.Workload) []string {
+	return []string{result.NoLoss, result.P99, result.MachinePerGB, result.MachinePerMpkt, result.MachinePerKConn}
+}
+
+// summarise returns the ratios of all systems to the baseline under one profile, a row for each metric of each workload.
+func summarise(r *result.Results, profile, title string, metrics func(result.Workload) []string) Table {
 	t := Table{
-		Title: "Ratio to " + r.Baseline,
-		Note: "Median ratio with its 95 % interval, of the metric that is named. “better” and “worse” are only said when the interval excludes 1 and the ratio lies " +
-			"outside of what " + r.Baseline + " shows against itself in the same turns (A/A).",
+		Title: title,
+		Note: "Median ratio to " + r.Baseline + " with its interval. “better” and “worse” are only said when the interval excludes 1 and the ratio is farther " +
+			"from 1, to either side, than what " + r.Baseline + " shows against itself in the same turns (A/A).",
 		Columns: slices.Concat([]string{"workload", "metric", "A/A"}, others(r)),
 	}
 	for _, w := range r.Workloads {
-		m := result.FindMetric(w.Primary)
-		row := Row{Label: w.Name, Cells: []string{m.Title}}
-		control := compare(r, result.Cell{System: r.Baseline, Workload: w.Name, Profile: profile}, w.Primary).Control
-		row.Cells = append(row.Cells, ratioText(control))
-		for _, s := range others(r) {
-			row.Cells = append(row.Cells, summaryCell(r, result.Cell{System: s, Workload: w.Name, Profile: profile}, w.Primary))
+		for _, metric := range metrics(w) {
+			if row, ok := summaryRow(r, w, profile, metric); ok {
+				t.Rows = append(t.Rows, row)
+			}
 		}
-		t.Rows = append(t.Rows, row)
 	}
 	return t
 }
 
+// summaryRow reports false when a metric is not of a workload, unless it is its primary one.
+func summaryRow(r *result.Results, w result.Workload, profile, metric string) (Row, bool) {
+	m := result.FindMetric(metric)
+	base := compare(r, result.Cell{System: r.Baseline, Workload: w.Name, Profile: profile}, metric)
+	row, found := Row{Label: w.Name, Cells: []string{m.Title, ratioText(base.Control, len(r.Values(base.Cell, metric, true)))}}, metric == w.Primary
+	for _, s := range others(r) {
+		c := result.Cell{System: s, Workload: w.Name, Profile: profile}
+		row.Cells = append(row.Cells, summaryCell(r, c, metric))
+		found = found || len(r.Values(c, metric, false)) > 0
+	}
+	return row, found
+}
+
 func summaryCell(r *result.Results, c result.Cell, metric string) string {
-	_, failed, taken := r.Errors(c)
+	_, failed, taken := r.Errors(c, false)
 	x := compare(r, c, metric)
+	text := none
 	switch {
 	case failed > 0 && failed == taken:
 		return "FAILED"
-	case !x.Ratio.Known():
-		return none
-	case failed > 0:
-		return fmt.Sprintf("%s %s, %d of %d failed", ratioText(x.Ratio), word(x.Verdict, x.Metric.Better), failed, taken)
+	case x.Ratio.Known():
+		text = ratioText(x.Ratio, x.Samples) + " " + word(x.Verdict, x.Metric.Better)
+	case x.Value.Known():
+		text = valueText(x.Value, x.Metric, x.Samples) + " " + x.Metric.Unit + ", no ratio"
 	}
-	return ratioText(x.Ratio) + " " + word(x.Verdict, x.Metric.Better)
+	if failed > 0 {
+		text += fmt.Sprintf(", %d of %d failed", failed, taken)
+	}
+	return text
 }
 
 // detail returns all that was measured of one workload under one profile, one row for each system.
@@ -127,31 +150,43 @@ func detail(r *result.Results, w result.Workload, profile string) Table {
 	}
 	for _, s := range measuredSystems(r) {
 		c := result.Cell{System: s, Workload: w.Name, Profile: profile}
-		reasons, failed, taken := r.Errors(c)
-		if taken == 0 {
-			continue
-		}
-		row := Row{Label: s}
-		if failed > 0 {
-			row.Failed = fmt.Sprintf("FAILED, %d of %d samples: %s", failed, taken, strings.Join(reasons, "; "))
-		}
-		if failed < taken {
+		row := Row{Label: s, Failed: failure(r, c, false)}
+		if len(r.Values(c, w.Primary, false)) > 0 {
 			row.Cells = detailCells(r, c, w.Primary, metrics)
 		}
-		t.Rows = append(t.Rows, row)
+		if row.Failed != "" || len(row.Cells) > 0 {
+			t.Rows = append(t.Rows, row)
+		}
+	}
+	if text := failure(r, result.Cell{System: r.Baseline, Workload: w.Name, Profile: profile}, true); text != "" {
+		t.Rows = append(t.Rows, Row{Label: r.Baseline + " (A/A)", Failed: text})
 	}
 	return t
+}
+
+// failure says how many samples of a cell failed, and why; nothing when none did.
+func failure(r *result.Results, c result.Cell, control bool) string {
+	reasons, failed, taken := r.Errors(c, control)
+	if failed == 0 {
+		return ""
+	}
+	return fmt.Sprintf("FAILED, %d of %d samples: %s", failed, taken, strings.Join(reasons, "; "))
 }
 
 func detailCells(r *result.Results, c result.Cell, primary string, metrics []result.Metric) []string {
 	x := compare(r, c, primary)
 	ratio := "1"
-	if c.System != r.Baseline {
-		ratio = strings.TrimSpace(ratioText(x.Ratio) + " " + word(x.Verdict, x.Metric.Better))
+	switch {
+	case c.System == r.Baseline:
+	case x.Ratio.Known():
+		ratio = ratioText(x.Ratio, x.Samples) + " " + word(x.Verdict, x.Metric.Better)
+	default:
+		ratio = none
 	}
-	cells := []string{ratio, ratioText(x.Control), fmt.Sprint(x.Samples)}
+	cells := []string{ratio, ratioText(x.Control, x.Samples), fmt.Sprint(x.Samples)}
 	for _, m := range metrics {
-		cells = append(cells, valueText(stats.MedianInterval(r.Values(c, m.Name, false)), m))
+		values := r.Values(c, m.Name, false)
+		cells = append(cells, valueText(stats.MedianInterval(values), m, len(values)))
 	}
 	return cells
 }
@@ -173,6 +208,10 @@ func presentMetrics(r *result.Results, w result.Workload, profile string) (prese
 		case seen[m.Name]:
 			present = append(present, m)
 		}
+		delete(seen, m.Name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(seen)) { // of a newer version than this
+		present = append(present, result.FindMetric(name))
 	}
 	return present
 }

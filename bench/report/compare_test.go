@@ -9,11 +9,20 @@ import (
 	"github.com/vxlane/vxlane/bench/result"
 )
 
+func mustCompare(t *testing.T, before, after *result.Results) *Diff {
+	t.Helper()
+	d, err := Compare(before, after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
 // The same again is not a change, however often.
 func TestCompareWithItself(t *testing.T) {
 	before, claims := made(1, 1), 0
 	for seed := range uint64(20) {
-		if d := Compare(before, made(seed+2, 1)); d.Slower() || len(d.Changes) > 0 {
+		if d := mustCompare(t, before, made(seed+2, 1)); d.Slower() || len(d.Changes) > 0 {
 			claims++
 		}
 	}
@@ -28,7 +37,7 @@ func TestCompareFindsChanges(t *testing.T) {
 		slower bool
 		want   string
 	}{{0.8, true, "slower  fast"}, {1.25, false, "faster"}} {
-		d := Compare(made(1, 1), made(2, c.scale))
+		d := mustCompare(t, made(1, 1), made(2, c.scale))
 		var b bytes.Buffer
 		if err := d.Print(&b); err != nil {
 			t.Fatal(err)
@@ -50,7 +59,7 @@ func TestCompareKnowsTheMachine(t *testing.T) {
 			s.Values[name] *= 0.7
 		}
 	}
-	d := Compare(before, after)
+	d := mustCompare(t, before, after)
 	for _, c := range d.Changes {
 		if c.Cell.System != before.Baseline {
 			t.Errorf("%s is said to have changed: %+v", c.Cell, c.Ratio)
@@ -70,12 +79,12 @@ func TestCompareOfWhatIsGone(t *testing.T) {
 		}
 	}
 	after.Samples = slices.DeleteFunc(after.Samples, func(s result.Sample) bool { return s.System == "slow" && s.Workload == "rr" })
-	d := Compare(before, after)
+	d := mustCompare(t, before, after)
 	var b bytes.Buffer
 	if err := d.Print(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"fails now: same tcp-1 full: broken now", "not measured any more: slow rr full", "the machines differ: kernel: 6.18.0, then 7.0"} {
+	for _, want := range []string{"fails now: same tcp-1 full: 8 of 8 samples: broken now", "not measured any more: slow rr full", "the runs differ: kernel: 6.18.0, then 7.0"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}
@@ -96,7 +105,54 @@ func TestCompareWithTooFew(t *testing.T) {
 	}
 	few(before)
 	few(after)
-	if d := Compare(before, after); d.Slower() || d.TooFew == 0 {
+	if d := mustCompare(t, before, after); d.Slower() || d.TooFew == 0 {
 		t.Errorf("from two samples: %+v", d)
+	}
+}
+
+// A tunnel that does not start any more is worse than a slow one, and so is one that fails now and then.
+func TestCompareOfWhatDoesNotStart(t *testing.T) {
+	before, after := made(1, 1), made(2, 1)
+	after.Samples = slices.DeleteFunc(after.Samples, func(s result.Sample) bool { return s.System == "fast" })
+	after.Systems[1].Missing = "it is gone"
+	after.Samples[0].Values, after.Samples[0].Error = nil, "once"
+	d := mustCompare(t, before, after)
+	if !d.Slower() || !slices.Contains(d.Broken, "fast tcp-1 full: cannot run: it is gone") || !slices.Contains(d.Broken, "kernel-vxlan tcp-1 full: 1 of 8 samples: once") {
+		t.Errorf("got %+v", d.Broken)
+	}
+	if back := mustCompare(t, after, before); back.Slower() || len(back.Mended) != 0 && !slices.Contains(back.Mended, "fast tcp-1 full") {
+		t.Errorf("the other way round: %+v", back)
+	}
+}
+
+func TestCompareRefusesOtherTraffic(t *testing.T) {
+	after := made(2, 1)
+	after.Settings.Generator = "iperf3"
+	if _, err := Compare(made(1, 1), after); err == nil || !strings.Contains(err.Error(), "generator builtin with --udp-rate 0, then iperf3") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Zeros are values, and nothing is claimed of ratios to them.
+func TestCompareWithZeros(t *testing.T) {
+	zeros := func(r *result.Results, values ...float64) *result.Results {
+		n := 0
+		for i := range r.Samples {
+			if s := &r.Samples[i]; s.System == "same" && s.Workload == "tcp-1" {
+				s.Values[result.NoLoss] = values[n%len(values)]
+				n++
+			}
+		}
+		return r
+	}
+	d := mustCompare(t, zeros(made(1, 1), 0, 0, 3e4, 4e4), zeros(made(2, 1), 3e4, 3e4, 3e4, 4e4))
+	for _, c := range d.Changes {
+		t.Errorf("%s %s: %+v", c.Cell, c.Metric.Name, c.Ratio)
+	}
+	if err := Write(zeros(made(1, 1), 0, 0, 0, 4e4), t.TempDir()); err != nil {
+		t.Error(err)
+	}
+	if err := Write(zeros(made(1, 1), 0), t.TempDir()); err != nil {
+		t.Error(err)
 	}
 }

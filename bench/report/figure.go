@@ -2,8 +2,10 @@ package report
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/vxlane/vxlane/bench/result"
 	"github.com/vxlane/vxlane/bench/stats"
@@ -88,11 +90,13 @@ func (d *dots) addSeries(r *result.Results, w want, profile string) {
 	for row, system := range d.rows {
 		c := result.Cell{System: system, Workload: w.workload, Profile: profile}
 		i := stats.MedianInterval(r.Values(c, w.metric, false))
-		if i.Known() && i.Value > 0 {
+		switch _, failed, taken := r.Errors(c, false); {
+		case failed > 0 && failed == taken:
+			d.remarks = append(d.remarks, remark{row: row, text: "FAILED"})
+		case i.Known() && i.Value > 0:
 			s.points = append(s.points, point{row, scaled(i, m)})
-		}
-		if _, failed, taken := r.Errors(c); failed > 0 && failed == taken {
-			d.failed = append(d.failed, row)
+		case i.Known(): // a logarithmic axis has no zero
+			d.remarks = append(d.remarks, remark{row: row, series: len(d.series), text: "0"})
 		}
 	}
 	if len(s.points) > 0 {
@@ -136,7 +140,7 @@ func ratioFigures(r *result.Results, system string) ([]Figure, error) {
 		}
 		figures = append(figures, Figure{
 			Name: strings.Join([]string{"ratio", fileName(system), kind.name}, "-"), Title: d.title, SVG: svg,
-			Caption: intervalCaption + "Grey is the noise: what " + r.Baseline + " shows against itself (A/A). A mark whose bar touches 1 or the grey is no difference.",
+			Caption: intervalCaption + "Grey is the noise: how far " + r.Baseline + " strays from itself (A/A), to both sides. A mark within its grey, or whose bar touches 1, is no difference.",
 		})
 	}
 	return figures, nil
@@ -146,14 +150,21 @@ func ratioFigures(r *result.Results, system string) ([]Figure, error) {
 func (d *dots) addRatioRow(r *result.Results, system string, w result.Workload, m result.Metric) {
 	row, found := len(d.rows), false
 	for _, p := range r.Profiles {
-		c := compare(r, result.Cell{System: system, Workload: w.Name, Profile: p.Name}, m.Name)
+		cell := result.Cell{System: system, Workload: w.Name, Profile: p.Name}
+		series := d.seriesOf(p.Name)
+		if _, failed, taken := r.Errors(cell, false); failed > 0 && failed == taken {
+			found = true
+			d.remarks = append(d.remarks, remark{row: row, series: series, text: "FAILED"})
+			continue
+		}
+		c := compare(r, cell, m.Name)
 		if !c.Ratio.Known() || c.Ratio.Value <= 0 {
 			continue
 		}
 		found = true
-		d.seriesOf(p.Name).points = append(d.seriesOf(p.Name).points, point{row, c.Ratio})
-		if c.Control.Known() && c.Control.Low > 0 {
-			d.bands = append(d.bands, point{row, c.Control})
+		d.series[series].points = append(d.series[series].points, point{row, c.Ratio})
+		if noise := math.Exp(stats.Noise(c.Control)); !math.IsInf(noise, 0) {
+			d.bands = append(d.bands, noiseBand{row, series, noise})
 		}
 	}
 	if !found {
@@ -166,21 +177,22 @@ func (d *dots) addRatioRow(r *result.Results, system string, w result.Workload, 
 	d.rows = append(d.rows, label)
 }
 
-func (d *dots) seriesOf(name string) *series {
+// seriesOf returns the index of the series called name.
+func (d *dots) seriesOf(name string) int {
 	i := slices.IndexFunc(d.series, func(s series) bool { return s.name == name })
 	if i < 0 {
 		d.series = append(d.series, series{name: name})
 		i = len(d.series) - 1
 	}
-	return &d.series[i]
+	return i
 }
 
 // fileName makes a part of a file name of a system's name.
 func fileName(system string) string {
 	return strings.Map(func(r rune) rune {
-		if strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789-_.", r) {
+		if r < unicode.MaxASCII && (unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("-_.", r)) {
 			return r
 		}
 		return '_'
-	}, strings.ToLower(system))
+	}, system)
 }

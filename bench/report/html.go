@@ -11,8 +11,8 @@ import (
 var htmlText string
 
 var htmlTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
-	"svg":   func(f Figure) template.HTML { return template.HTML(f.SVG) }, // made by this package
-	"class": cellClass, "about": about, "command": command, "method": Method, "anchor": fileName,
+	"svg":   func(f Figure) template.HTML { return template.HTML(f.SVG) },                                                                    // made by this package
+	"class": cellClass, "about": about, "command": command, "method": Method, "span": func(columns []string) int { return len(columns) - 1 }, // beside the row's label
 }).Parse(htmlText))
 
 // cellClass says how a cell stands out, by its last word; the word itself is there for those who do not see colours.

@@ -23,8 +23,8 @@ type dots struct {
 	title, axis string
 	rows        []string // from top to bottom
 	series      []series
-	bands       []point // grey: what is noise
-	failed      []int   // rows of which everything failed
+	bands       []noiseBand
+	remarks     []remark
 	reference   float64 // a vertical line; 0 for none
 }
 
@@ -37,6 +37,18 @@ type series struct {
 type point struct {
 	row int
 	stats.Interval
+}
+
+// noiseBand is how far from 1 noise reaches behind the mark of a series, as a factor to both sides.
+type noiseBand struct {
+	row, series int
+	factor      float64
+}
+
+// remark is a word where a mark of a series would be.
+type remark struct {
+	row, series int
+	text        string
 }
 
 // style is a form with a colour; the colours are those of Okabe and Ito, which people with any colour vision can tell apart.
@@ -79,31 +91,31 @@ func (d *dots) draw() ([]byte, error) {
 	set(&p.Legend.TextStyle.Font, 11)
 	p.Title.Padding, p.BackgroundColor = 8, color.White
 
-	low, high := d.limits()
-	legend := float64(d.legendLines()*legendHeight) / rowHeight // the legend stands below the rows, inside the frame
-	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = low, high, -0.5-legend, float64(len(d.rows))-0.5
-	p.X.Tick.Marker = ticks{}
-	p.X.Scale = plot.LogScale{}
+	p.X.Tick.Marker, p.X.Scale = ticks{}, plot.LogScale{}
+	d.setLimits(p)
 	d.addFrame(p)
 	for i, s := range d.series {
 		if err := d.addSeriesTo(p, i, s); err != nil {
 			return nil, err
 		}
 	}
+	d.setLimits(p) // adding marks widens them
 	height := vg.Length(len(d.rows)*rowHeight+frameHeight) + vg.Length(d.legendLines()*legendHeight)
 	return render(p, figureWidth, height)
 }
 
-// legendLines returns how many lines the legend takes: a single series needs none.
+// legendLines returns how many lines the legend takes.
 func (d *dots) legendLines() int {
-	n := len(d.series)
-	if n == 1 && len(d.bands) == 0 {
-		return 0
-	}
 	if len(d.bands) > 0 {
-		n++
+		return len(d.series) + 1
 	}
-	return n
+	return len(d.series)
+}
+
+func (d *dots) setLimits(p *plot.Plot) {
+	legend := float64(d.legendLines()*legendHeight) / rowHeight // it stands below the rows, inside the frame
+	p.X.Min, p.X.Max = d.limits()
+	p.Y.Min, p.Y.Max = -0.5-legend, float64(len(d.rows))-0.5
 }
 
 // addFrame adds all that is behind the marks.
@@ -126,7 +138,7 @@ func (d *dots) addFrame(p *plot.Plot) {
 	p.Y.Tick.Length = 0
 	p.Y.LineStyle.Width = 0
 	for i, b := range d.bands {
-		band := band{y: d.y(b.row, 0), low: b.Low, high: b.High}
+		band := band{y: d.y(b.row, d.offset(b.series)), half: spread / float64(2*len(d.series)), low: 1 / b.factor, high: b.factor}
 		p.Add(band)
 		if i == 0 {
 			p.Legend.Add("noise (A/A)", band)
@@ -139,8 +151,8 @@ func (d *dots) addFrame(p *plot.Plot) {
 			p.Add(line)
 		}
 	}
-	for _, row := range d.failed {
-		p.Add(remark{x: p.X.Min, y: d.y(row, 0), text: "FAILED"})
+	for _, r := range d.remarks {
+		p.Add(label{x: p.X.Min, y: d.y(r.row, d.offset(r.series)), text: r.text})
 	}
 	p.Legend.Top, p.Legend.Left, p.Legend.YOffs = false, false, vg.Points(4)
 	p.Legend.ThumbnailWidth, p.Legend.Padding = 18, 3
@@ -149,16 +161,25 @@ func (d *dots) addFrame(p *plot.Plot) {
 // y returns where the marks of a row are: the first row is on top.
 func (d *dots) y(row int, offset float64) float64 { return float64(len(d.rows)-1-row) + offset }
 
+// offset returns where within a row the marks of a series are.
+func (d *dots) offset(i int) float64 {
+	n := len(d.series)
+	if n < 2 || i >= n {
+		return 0
+	}
+	return spread * (0.5 - float64(i)/float64(n-1))
+}
+
 func (d *dots) addSeriesTo(p *plot.Plot, i int, s series) error {
 	st := styles[i%len(styles)]
-	offset := 0.0
-	if n := len(d.series); n > 1 {
-		offset = spread * (0.5 - float64(i)/float64(n-1))
-	}
 	var marks errorPoints
 	for _, pt := range s.points {
-		marks.XYs = append(marks.XYs, plotter.XY{X: pt.Value, Y: d.y(pt.row, offset)})
-		marks.XErrors = append(marks.XErrors, struct{ Low, High float64 }{pt.Value - pt.Low, pt.High - pt.Value})
+		low := max(pt.Low, p.X.Min) // an interval down to zero goes on beyond the axis
+		marks.XYs = append(marks.XYs, plotter.XY{X: pt.Value, Y: d.y(pt.row, d.offset(i))})
+		marks.XErrors = append(marks.XErrors, struct{ Low, High float64 }{pt.Value - low, pt.High - pt.Value})
+	}
+	if len(marks.XYs) == 0 {
+		return nil // all of it failed
 	}
 	bars, err := plotter.NewXErrorBars(marks)
 	if err != nil {
@@ -171,9 +192,7 @@ func (d *dots) addSeriesTo(p *plot.Plot, i int, s series) error {
 	}
 	dots.GlyphStyle = draw.GlyphStyle{Color: st.color, Radius: 3.2, Shape: st.glyph}
 	p.Add(bars, dots)
-	if d.legendLines() > 0 {
-		p.Legend.Add(s.name, dots)
-	}
+	p.Legend.Add(s.name, dots)
 	return nil
 }
 
@@ -199,8 +218,11 @@ func (d *dots) limits() (low, high float64) {
 	}
 	include(d.reference)
 	for _, b := range d.bands {
-		include(b.Low)
-		include(b.High)
+		include(1 / b.factor)
+		include(b.factor)
+	}
+	if low > high {
+		low, high = 1, 1 // nothing but remarks
 	}
 	const margin, narrowest = 1.25, 2
 	if high/low < narrowest {
@@ -219,6 +241,9 @@ const mostTicks = 7
 
 // Ticks implements plot.Ticker.
 func (ticks) Ticks(low, high float64) (all []plot.Tick) {
+	if low <= 0 || high < low {
+		return nil
+	}
 	for _, set := range factors {
 		all = all[:0]
 		for exponent := math.Floor(math.Log10(low)); exponent <= math.Ceil(math.Log10(high)); exponent++ {
@@ -242,14 +267,14 @@ func tickLabel(x float64) string {
 	return strconv.FormatFloat(x, 'g', 3, 64)
 }
 
-// band is a grey bar behind a row.
-type band struct{ y, low, high float64 }
+// band is a grey bar behind a mark.
+type band struct{ y, half, low, high float64 }
 
 // Plot implements plot.Plotter.
 func (b band) Plot(c draw.Canvas, p *plot.Plot) {
 	x, y := p.Transforms(&c)
-	const half = 0.42
-	c.FillPolygon(grey, []vg.Point{{X: x(b.low), Y: y(b.y - half)}, {X: x(b.high), Y: y(b.y - half)}, {X: x(b.high), Y: y(b.y + half)}, {X: x(b.low), Y: y(b.y + half)}})
+	left, right, bottom, top := x(b.low), x(b.high), y(b.y-b.half), y(b.y+b.half)
+	c.FillPolygon(grey, []vg.Point{{X: left, Y: bottom}, {X: right, Y: bottom}, {X: right, Y: top}, {X: left, Y: top}})
 }
 
 // Thumbnail implements plot.Thumbnailer.
@@ -257,14 +282,14 @@ func (b band) Thumbnail(c *draw.Canvas) {
 	c.FillPolygon(grey, []vg.Point{c.Min, {X: c.Max.X, Y: c.Min.Y}, c.Max, {X: c.Min.X, Y: c.Max.Y}})
 }
 
-// remark is a word in a row.
-type remark struct {
+// label is a word at the left end of a row.
+type label struct {
 	x, y float64
 	text string
 }
 
 // Plot implements plot.Plotter.
-func (r remark) Plot(c draw.Canvas, p *plot.Plot) {
+func (r label) Plot(c draw.Canvas, p *plot.Plot) {
 	x, y := p.Transforms(&c)
 	st := p.X.Tick.Label
 	st.Color = color.RGBA{178, 24, 43, 255}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -43,6 +44,7 @@ func New(r *result.Results) (*Report, error) {
 		}
 		rep.Ratios = append(rep.Ratios, figures...)
 	}
+	distinct(rep.Ratios)
 	for _, p := range r.Profiles {
 		s, err := newSection(r, p)
 		if err != nil {
@@ -60,7 +62,7 @@ func newSection(r *result.Results, p network.Profile) (Section, error) {
 	if err != nil {
 		return Section{}, err
 	}
-	s := Section{Profile: p, Summary: summarise(r, p.Name), Figures: figures}
+	s := Section{Profile: p, Summary: summarise(r, p.Name, "Ratio to "+r.Baseline, primary), Further: summarise(r, p.Name, "Further ratios to "+r.Baseline, further), Figures: figures}
 	for _, w := range r.Workloads {
 		if t := detail(r, w, p.Name); len(t.Rows) > 0 {
 			s.Details = append(s.Details, t)
@@ -120,6 +122,17 @@ func (rep *Report) figures() []Figure {
 	return all
 }
 
+// distinct gives figures of the same name different ones: systems may be called alike but for letters that files do not have.
+func distinct(figures []Figure) {
+	seen := make(map[string]int)
+	for i := range figures {
+		if n := seen[figures[i].Name]; n > 0 {
+			figures[i].Name += fmt.Sprintf("-%d", n+1)
+		}
+		seen[figures[i].Name]++
+	}
+}
+
 // Title returns the heading of the report.
 func (rep *Report) Title() string {
 	return "Tunnels side by side, " + rep.Results.Started.Format("2 January 2006")
@@ -154,10 +167,11 @@ const VethCaveat = "The hosts are joined by a veth pair, and on veth nobody segm
 func Method(r *result.Results) []string {
 	return []string{
 		"Intervals are 95 % bootstrap intervals of the median or of the ratio of medians. The baseline, " + r.Baseline + ", is measured twice in every turn; the ratio of the two is the A/A control. " +
-			"“better” and “worse” are said only when the interval of a ratio excludes 1, the ratio lies outside of the A/A interval, and each side has at least four samples; otherwise it says “no difference” or “too few samples”.",
+			"“better” and “worse” are said only when the interval of a ratio excludes 1, the ratio is farther from 1, to either side, than the A/A interval reaches, and there are at least four samples of each; otherwise it says “no difference” or “too few samples”. " +
+			"With fewer than six samples an interval is at most the range from the least to the largest, which holds the true median in fewer than 95 of 100 cases (88 with four).",
 		"TCP counts the bytes that receiving applications took; UDP the packets that the receiving application took while one sender offers as many as it can (offered rate and loss are given), and the highest rate with loss below 0.1 %, searched by halving. " +
 			"Latencies are percentiles of each sample, and medians of these over the samples; all round trips are in results.json as HdrHistograms.",
-		"CPU of the machine is everything that ran, generators included; CPU, system calls, context switches and memory of the tunnel are those of its processes on both hosts; what the kernel does for them in interrupts is only in the machine's. " +
+		"CPU of the machine is everything that ran, generators included; CPU, system calls, context switches and memory of the tunnel are those of its processes on both hosts; what the kernel does for them in interrupts is only in the machine's. The peak memory of flannel-udp is that of flannel's package within this harness's program, not of flanneld. " +
 			"Packets of TCP are segments of full size. System calls are counted in a stretch of their own after the timed one, because counting slows them down.",
 		"Workloads with -fwd run between pods: namespaces behind a bridge on each host, which forwards; that is where Kubernetes traffic comes from.",
 		"Generator: " + r.Settings.Generator + ". Where it, or a socket of an application, may have been the bottleneck, a note says so.",
@@ -184,14 +198,16 @@ func about(s result.System) string {
 	return strings.Join(parts, ", ")
 }
 
-// command returns the command line that made the results, ready to be copied.
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./:=,@%+-]+$`)
+
+// command returns the command line that made the results, ready to be copied into a shell.
 func command(r *result.Results) string {
 	var words []string
 	for i, w := range r.Command {
 		if i == 0 {
 			w = filepath.Base(w)
 		}
-		if strings.ContainsAny(w, " ;'\"$") {
+		if !plainWord.MatchString(w) {
 			w = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
 		}
 		words = append(words, w)

@@ -12,24 +12,28 @@ import (
 // none stands where there is no value.
 const none = "–"
 
-// ratioText writes a ratio with its interval.
-func ratioText(i stats.Interval) string {
+// ratioText writes a ratio with its interval, from so many samples.
+func ratioText(i stats.Interval, samples int) string {
 	if !i.Known() {
 		return none
 	}
-	return fmt.Sprintf("%s [%s–%s]", digits(i.Value), digits(i.Low), digits(i.High))
+	return digits(i.Value) + bounds(i, 1, samples)
 }
 
 // valueText writes a value in its metric's unit, with its interval.
-func valueText(i stats.Interval, m result.Metric) string {
+func valueText(i stats.Interval, m result.Metric, samples int) string {
 	if !i.Known() {
 		return none
 	}
-	value := digits(i.Value / m.Scale)
-	if i.Low == i.High {
-		return value
+	return digits(i.Value/m.Scale) + bounds(i, m.Scale, samples)
+}
+
+// bounds writes an interval; of one sample there is none.
+func bounds(i stats.Interval, scale float64, samples int) string {
+	if samples < 2 {
+		return ""
 	}
-	return fmt.Sprintf("%s [%s–%s]", value, digits(i.Low/m.Scale), digits(i.High/m.Scale))
+	return fmt.Sprintf(" [%s–%s]", digits(i.Low/scale), digits(i.High/scale))
 }
 
 // digits writes x with three significant digits, without an exponent.

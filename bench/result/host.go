@@ -104,6 +104,8 @@ func (h Host) Differences(o Host) []string {
 	var d []string
 	for _, f := range []struct{ name, a, b string }{
 		{"kernel", h.Kernel, o.Kernel}, {"architecture", h.Architecture, o.Architecture}, {"CPU", h.CPU, o.CPU},
+		{"hypervisor", h.Hypervisor, o.Hypervisor}, {"memory", fmt.Sprint(h.MemoryBytes), fmt.Sprint(o.MemoryBytes)},
+		{"mitigations", fmt.Sprint(h.Mitigations), fmt.Sprint(o.Mitigations)},
 		{"cores", fmt.Sprint(h.Cores), fmt.Sprint(o.Cores)}, {"governor", h.Governor, o.Governor}, {"TCP congestion control", h.Congestion, o.Congestion}, {"Go", h.Go, o.Go},
 	} {
 		if f.a != f.b {

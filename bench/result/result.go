@@ -141,6 +141,16 @@ func Load(path string) (*Results, error) {
 	return &r, nil
 }
 
+// Missing returns why a system could not run; empty when it could, or was not chosen.
+func (r *Results) Missing(system string) string {
+	for _, s := range r.Systems {
+		if s.Name == system {
+			return s.Missing
+		}
+	}
+	return ""
+}
+
 // Values returns what the samples of a cell say of a metric, in the order in which they were taken.
 func (r *Results) Values(c Cell, metric string, control bool) []float64 {
 	var values []float64
@@ -153,11 +163,12 @@ func (r *Results) Values(c Cell, metric string, control bool) []float64 {
 	return values
 }
 
-// Errors returns why samples of a cell failed, each reason once, and how many did.
-func (r *Results) Errors(c Cell) (reasons []string, failed, taken int) {
+// Errors returns why samples of a cell failed, each reason once, and how many did; with control, those of the second
+// measurement of the baseline.
+func (r *Results) Errors(c Cell, control bool) (reasons []string, failed, taken int) {
 	for i := range r.Samples {
 		s := &r.Samples[i]
-		if s.Cell != c || s.Control {
+		if s.Cell != c || s.Control != control {
 			continue
 		}
 		taken++

@@ -14,8 +14,10 @@ type Interval struct{ Value, Low, High float64 }
 // Contains reports whether x lies within the bounds.
 func (i Interval) Contains(x float64) bool { return i.Low <= x && x <= i.High }
 
-// Known reports whether there is an estimate at all.
-func (i Interval) Known() bool { return !math.IsNaN(i.Value) }
+// Known reports whether there is an estimate, and one with bounds.
+func (i Interval) Known() bool { return finite(i.Value) && finite(i.Low) && finite(i.High) }
+
+func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
 
 // Unknown is the estimate from no samples.
 var Unknown = Interval{math.NaN(), math.NaN(), math.NaN()}
@@ -58,6 +60,15 @@ func RatioInterval(a, b []float64, confidence float64) Interval {
 	return bootstrap(Median(a)/Median(b), confidence, func(rng *rand.Rand) float64 { return x.median(rng) / y.median(rng) })
 }
 
+// RatioOfRatios returns (a/b)/(c/d) of medians with its interval at the given confidence; all four are drawn anew.
+func RatioOfRatios(a, b, c, d []float64, confidence float64) Interval {
+	w, x, y, z := newDrawer(a), newDrawer(b), newDrawer(c), newDrawer(d)
+	value := Median(a) / Median(b) / (Median(c) / Median(d))
+	return bootstrap(value, confidence, func(rng *rand.Rand) float64 {
+		return w.median(rng) / x.median(rng) / (y.median(rng) / z.median(rng))
+	})
+}
+
 // drawer draws with replacement.
 type drawer struct{ from, scratch []float64 }
 
@@ -71,13 +82,15 @@ func (d *drawer) median(rng *rand.Rand) float64 {
 }
 
 func bootstrap(value, confidence float64, once func(*rand.Rand) float64) Interval {
-	if math.IsNaN(value) || math.IsInf(value, 0) {
+	if !finite(value) {
 		return Unknown
 	}
 	rng := rand.New(rand.NewPCG(1, 2))
 	results := make([]float64, resamples)
 	for i := range results {
-		results[i] = once(rng)
+		if results[i] = once(rng); !finite(results[i]) {
+			return Unknown // zeros below the line: a ratio to nothing has no bounds
+		}
 	}
 	slices.Sort(results)
 	tail := (1 - confidence) / 2
@@ -106,7 +119,8 @@ const (
 )
 
 // Judge says whether ratio differs from 1 by more than chance, and by more than each control, the ratio of a system to
-// itself in the same run: what an A/A comparison shows is noise, whatever its cause. An unknown control says nothing.
+// itself in the same run: what an A/A comparison shows is noise, whatever its cause. Where that is not known, nothing is
+// claimed.
 func Judge(ratio Interval, controls ...Interval) Verdict {
 	if !ratio.Known() || ratio.Contains(1) || distance(ratio.Value) <= Noise(controls...) {
 		return NoDifference
@@ -125,13 +139,15 @@ func JudgeSamples(samples int, ratio Interval, controls ...Interval) Verdict {
 	return Judge(ratio, controls...)
 }
 
-// Noise returns the largest distance from 1 that the controls' intervals reach, as |ln ratio|.
+// Noise returns the largest distance from 1 that the controls' intervals reach, as |ln ratio|; infinity when one is
+// unknown.
 func Noise(controls ...Interval) float64 {
 	noise := 0.0
 	for _, c := range controls {
-		if c.Known() {
-			noise = max(noise, distance(c.Low), distance(c.High))
+		if !c.Known() {
+			return math.Inf(1)
 		}
+		noise = max(noise, distance(c.Low), distance(c.High))
 	}
 	return noise
 }

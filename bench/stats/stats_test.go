@@ -24,6 +24,7 @@ func TestNothingIsKnownOfNothing(t *testing.T) {
 	for name, i := range map[string]Interval{
 		"median of nothing": MedianInterval(nil), "ratio to nothing": RatioInterval(some, nil, Confidence),
 		"ratio of nothing": RatioInterval(nil, some, Confidence), "ratio to zero": RatioInterval(some, []float64{0, 0}, Confidence),
+		"ratio to zeros among others": RatioInterval(some, []float64{0, 0, 3, 4}, Confidence),
 	} {
 		if i.Known() || Judge(i) != NoDifference {
 			t.Errorf("%s: %+v, %s", name, i, Judge(i))
@@ -111,7 +112,8 @@ func TestJudge(t *testing.T) {
 		{Interval{0.5, 0.4, 0.6}, quiet, Lower},
 		{Interval{1.1, 0.9, 1.3}, quiet, NoDifference},
 		{Interval{1.1, 1.05, 1.15}, Interval{1.05, 0.9, 1.2}, NoDifference},
-		{Interval{1.5, 1.4, 1.6}, Unknown, Higher},
+		{Interval{1.5, 1.4, 1.6}, Unknown, NoDifference},
+		{Interval{1.5, 1.4, math.Inf(1)}, quiet, NoDifference},
 		{Interval{0, 0, 0}, quiet, Lower},
 		{Unknown, quiet, NoDifference},
 	} {
@@ -122,7 +124,7 @@ func TestJudge(t *testing.T) {
 	if got := JudgeSamples(Enough-1, Interval{1.5, 1.4, 1.6}, quiet); got != TooFew {
 		t.Errorf("with %d samples: %s", Enough-1, got)
 	}
-	if math.Abs(Noise(quiet, Unknown)-math.Log(1/0.98)) > 1e-12 {
-		t.Errorf("noise of %+v: %v", quiet, Noise(quiet))
+	if math.Abs(Noise(quiet)-math.Log(1/0.98)) > 1e-12 || !math.IsInf(Noise(quiet, Unknown), 1) {
+		t.Errorf("noise of %+v: %v, with an unknown one: %v", quiet, Noise(quiet), Noise(quiet, Unknown))
 	}
 }

@@ -13,6 +13,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/bench/network"
 )
@@ -112,6 +115,40 @@ func TestExec(t *testing.T) {
 	}
 	if err := in.ConnectPods(t.Context(), n); err != nil {
 		t.Error(err)
+	}
+}
+
+// A process that ends while the system is measured is an error, whether it is the command or went into the background, and
+// however well it ended.
+func TestEndsMeanwhile(t *testing.T) {
+	for _, end := range []string{"setsid sleep 1000 & exit 0", "exec sleep 1000"} {
+		s, err := ParseExec(byHand + " && { " + end + "; }")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := build(t)
+		in, err := s.Start(t.Context(), n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var pids []int
+		for len(pids) != 1 { // the shell may not have come to its end yet
+			if pids, err = n.B.Host.Processes(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := in.Settle(); err != nil {
+			t.Errorf("%s: %v", end, err)
+		}
+		if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		for unix.Kill(pids[0], 0) == nil {
+			time.Sleep(time.Millisecond)
+		}
+		if err := in.Check(); err == nil || !strings.Contains(err.Error(), "on host b ended") {
+			t.Errorf("%s: %v", end, err)
+		}
 	}
 }
 

@@ -5,13 +5,15 @@ import (
 
 	"github.com/vxlane/vxlane/bench/report"
 	"github.com/vxlane/vxlane/bench/result"
+	"github.com/vxlane/vxlane/cmd/internal/cli"
 )
 
 const compareLong = `Say what changed beyond noise from one run to another; OLD and NEW are directories of runs, or their results.json.
 
-A change counts when it lies outside of its interval (wider than in a report, since many are compared), outside of what either run
-shows for the same system against itself (A/A), and, where both runs have the baseline, when it is there beside the baseline as
-well: what changed for both is the machine. The exit code is 3 when something got slower or fails now.`
+Systems are judged beside the baseline, kernel-vxlan, of their run: what changed for both is the machine. A change counts when 1 is
+outside of its interval (wider than in a report, since many are compared) and it is larger than what either run shows for the
+baseline against itself (A/A). Four samples against four are completely apart by chance now and then: for a gate, take --repeat 4 or
+more. The exit code is 3 when something got slower, the baseline included, or fails now.`
 
 func newCompare() *cobra.Command {
 	return &cobra.Command{
@@ -25,7 +27,10 @@ func newCompare() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			d := report.Compare(before, after)
+			d, err := report.Compare(before, after)
+			if err != nil {
+				return &cli.UsageError{Err: err}
+			}
 			if err := d.Print(cmd.OutOrStdout()); err != nil {
 				return err
 			}

@@ -22,10 +22,12 @@ const (
 )
 
 // UsageError is a command line that cannot be right.
-type UsageError struct{ err error }
+type UsageError struct{ Err error }
 
-func (e *UsageError) Error() string { return e.err.Error() }
-func (e *UsageError) Unwrap() error { return e.err }
+func (e *UsageError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what is wrong.
+func (e *UsageError) Unwrap() error { return e.Err }
 
 // Usagef makes a UsageError as fmt.Errorf makes errors.
 func Usagef(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
