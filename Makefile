@@ -16,7 +16,9 @@ BENCH_OUT ?= bench-results
 # The harness can hold flannel's real C proxy where that can be built: cgo, on amd64.
 COMMA    := ,
 FLANNEL  := $(shell test "$$($(GO) env GOARCH)" = amd64 && command -v gcc >/dev/null && echo flannel)
-LDFLAGS  := -X github.com/vxlane/vxlane/cmd/internal/cli.buildVersion=$(VERSION)
+COMMIT   := $(shell git describe --always --exclude '*' --dirty 2>/dev/null || echo unknown)
+CLI      := github.com/vxlane/vxlane/cmd/internal/cli
+LDFLAGS  := -X $(CLI).buildVersion=$(VERSION) -X $(CLI).buildCommit=$(COMMIT)
 
 .PHONY: build demo test format vet staticcheck arch unit fuzz netns cross docs bench bench-full bench-build bench-micro clean
 
@@ -39,6 +41,7 @@ vet:
 
 staticcheck:
 	$(GO) tool staticcheck -tags netns ./...
+	$(if $(FLANNEL),CGO_ENABLED=1 $(GO) tool staticcheck -tags netns$(COMMA)flannel ./bench/system)
 
 # Who may import whom; cmd/vxlane/arch_test.go has the rules.
 arch:

@@ -19,7 +19,9 @@ type Plan struct {
 	Profiles  []network.Profile
 	Repeats   int
 	Options   workload.Options
-	Version   string // of this program
+	Version   string   // of this program
+	Commit    string   // it was built from
+	Command   []string // that asked for it, for the report
 }
 
 // subject is a system in a schedule, or the baseline for the second time.

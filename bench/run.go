@@ -110,7 +110,7 @@ func quietRuntime() (restore func()) {
 
 func newResults(p Plan) *result.Results {
 	r := &result.Results{
-		Schema: result.Schema, Command: os.Args, Started: time.Now().UTC(), Host: result.Fingerprint(p.Version), Profiles: p.Profiles,
+		Schema: result.Schema, Command: p.Command, Started: time.Now().UTC(), Host: result.Fingerprint(p.Version, p.Commit), Profiles: p.Profiles,
 		Settings: result.Settings{
 			Repeats: p.Repeats, Warmup: result.Duration(p.Options.Warmup), Duration: result.Duration(p.Options.Duration), Generator: p.Options.Generator,
 			UDPRate: p.Options.Rate,

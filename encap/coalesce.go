@@ -29,7 +29,8 @@ type Super struct {
 
 // Coalescer joins packets that follow each other within their flows into super-packets: what the kernel's GRO does
 // (net/ipv4/af_inet.c, tcp_offload.c, udp_offload.c), by its rules, and without copying payload. Splitter undoes it.
-// Packets of a flow keep their order; flows may overtake each other.
+// Packets of a flow keep their order; flows may overtake each other. The portable tier has no use for it: its device takes
+// finished packets only.
 //
 //	c.Reset()
 //	for … { c.Add(packet, &headers, checksumIsKnownGood) }
@@ -71,9 +72,6 @@ func (c *Coalescer) Reset() {
 	c.packets, c.runs = c.packets[:0], c.runs[:0]
 	clear(c.open[:])
 }
-
-// Len returns how many packets were added.
-func (c *Coalescer) Len() int { return len(c.packets) }
 
 // Add takes one IP packet, which stays borrowed until Reset, with its headers parsed (h.L3 is 0). good says that its transport
 // checksum was verified, so that it need not travel along; without that the packet stays as it is. At most as many

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 )
@@ -71,4 +72,19 @@ func (h *Host) RouteTo(dst netip.Addr) (device string, mtu int, err error) {
 		return "", 0, fmt.Errorf("route from host %s to %s: %w", h.name, dst, err)
 	}
 	return device, mtu, nil
+}
+
+// Parent returns the id of a process's parent, 0 when the process has ended.
+func Parent(pid int) int {
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "PPid:"); ok {
+			parent, _ := strconv.Atoi(strings.TrimSpace(value)) // the kernel writes a number
+			return parent
+		}
+	}
+	return 0
 }

@@ -76,13 +76,7 @@ func dialAll(c *crew, src netip.Addr, dst netip.AddrPort, rec *recorder) error {
 	buf := make([]byte, 1)
 	for !c.stop.Load() {
 		start := time.Now()
-		err := dial(src, dst, buf)
-		switch {
-		case err == nil:
-			rec.took(time.Since(start))
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.ECONNRESET):
-			rec.missed()
-		default:
+		if err := rec.outcome(start, dial(src, dst, buf)); err != nil {
 			return err
 		}
 	}

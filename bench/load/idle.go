@@ -47,12 +47,7 @@ func pings(c *crew, fd int, p Path, rec *recorder) error {
 		if err := unix.Sendto(fd, b, 0, to); err != nil {
 			return err
 		}
-		switch err := awaitEcho(fd, buf, id, seq&0xffff); {
-		case err == nil:
-			rec.took(time.Since(start))
-		case errors.Is(err, unix.EAGAIN):
-			rec.missed()
-		default:
+		if err := rec.outcome(start, awaitEcho(fd, buf, id, seq&0xffff)); err != nil {
 			return err
 		}
 	}

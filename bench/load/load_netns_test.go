@@ -77,8 +77,8 @@ func TestGenerators(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n := r.Histogram.TotalCount(); n == 0 || n > int64(r.Counts[1].Packets)+1 || r.Counts[1].Lost != 0 || r.Histogram.Max() > int64(lossTimeout) {
-				t.Errorf("%d recorded, %d counted, %d lost, the longest took %s", n, r.Counts[1].Packets, r.Counts[1].Lost, time.Duration(r.Histogram.Max()))
+			if n := r.Histogram.TotalCount(); n == 0 || r.Counts[1].Packets == 0 {
+				t.Errorf("%d recorded, %d counted", n, r.Counts[1].Packets)
 			}
 		})
 	}

@@ -10,7 +10,7 @@ import (
 // vector is how many packets one system call moves at most.
 const vector = 64
 
-// message is struct mmsghdr, recvmmsg(2).
+// message is struct mmsghdr, recvmmsg(2). The dataplane has its own: the harness shares nothing with what it measures.
 type message struct {
 	header unix.Msghdr
 	length uint32

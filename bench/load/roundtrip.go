@@ -56,8 +56,21 @@ func (r *recorder) took(d time.Duration) {
 	}
 }
 
-// missed records a round trip that was given up, with the time that was waited for it: who loses must not look quicker
-// than who is late.
+// outcome records a round trip that began at start, and returns what ends them all.
+func (r *recorder) outcome(start time.Time, err error) error {
+	switch {
+	case err == nil:
+		r.took(time.Since(start))
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.ECONNRESET): // lost, or refused half-way
+		r.missed()
+	default:
+		return err
+	}
+	return nil
+}
+
+// missed records a round trip that came to nothing with the longest time that is waited for one: who loses must not look
+// quicker than who is late.
 func (r *recorder) missed() {
 	r.lost.Add(1)
 	if r.on.Load() {
@@ -123,12 +136,7 @@ func requests(c *crew, fd, size int, rec *recorder) error {
 		if _, err := unix.Write(fd, request); err != nil && !transient(err) {
 			return err
 		}
-		switch err := await(fd, response, number); {
-		case err == nil:
-			rec.took(time.Since(start))
-		case errors.Is(err, unix.EAGAIN):
-			rec.missed()
-		default:
+		if err := rec.outcome(start, await(fd, response, number)); err != nil {
 			return err
 		}
 	}

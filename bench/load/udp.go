@@ -104,14 +104,17 @@ const receivePause = 50 * time.Microsecond
 // receiveAll takes packets in batches until the crew stops.
 func receiveAll(c *crew, fd int, count *counter) error {
 	b := newBatch(vector, 2048)
-	for !c.stop.Load() {
+	for {
 		n, err := b.receive(fd)
 		if err != nil {
-			if transient(err) {
-				nap(receivePause)
-				continue
+			if !transient(err) {
+				return err
 			}
-			return err
+			if c.stop.Load() { // only now: what was queued is taken first, however long this thread had to wait
+				return nil
+			}
+			nap(receivePause)
+			continue
 		}
 		bytes := uint64(0)
 		for i := range n {
@@ -120,7 +123,6 @@ func receiveAll(c *crew, fd int, count *counter) error {
 		count.packets.Add(uint64(n))
 		count.bytes.Add(bytes)
 	}
-	return nil
 }
 
 // sender sends on its sockets in turn, a burst on each.

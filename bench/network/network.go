@@ -95,7 +95,7 @@ func (n *Network) ConnectPods(ctx context.Context, hosts [2]netip.Addr, makesRou
 			return fmt.Errorf("connect pod of host %s: %w", near.Host.Name(), err)
 		}
 	}
-	return awaitPing(ctx, n.A.Pod, n.B.PodAddress())
+	return traffic.PingUntil(ctx, n.A.Pod, n.B.PodAddress())
 }
 
 func (s *Side) awaitRoute(ctx context.Context, far *Side) error {
@@ -143,23 +143,7 @@ func (s *Side) connectPod(far *Side) error {
 
 // AwaitReady waits until the tunnel carries packets between the hosts.
 func (n *Network) AwaitReady(ctx context.Context, b netip.Addr) error {
-	return awaitPing(ctx, n.A.Host, b)
-}
-
-// awaitPing pings until an answer comes or ctx ends.
-func awaitPing(ctx context.Context, from *lab.Host, dst netip.Addr) error {
-	const patience = 50 * time.Millisecond
-	for {
-		_, err := traffic.Ping(from, dst, 56, patience)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(context.Cause(ctx), err)
-		case <-time.After(patience / 10):
-		}
-	}
+	return traffic.PingUntil(ctx, n.A.Host, b)
 }
 
 // Close ends every process in the hosts, and removes all of it.

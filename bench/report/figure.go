@@ -44,7 +44,7 @@ func families(suffix, where string) []family {
 	udp := func(flows string) []string {
 		return []string{"udp-64" + flows, "udp-512" + flows, "udp-1400" + flows, "udp-imix" + flows}
 	}
-	const received = "Packets that the receiving application took while one sender offered as many as it could."
+	const received = "Packets that the receiving application took at the offered rate."
 	return []family{
 		{"tcp", "TCP bulk" + where, "Bytes that the receiving applications took.", same(result.Throughput, "tcp-1", "tcp-4", "tcp-8", "tcp-bidir")},
 		{"udp", "UDP packets received, 1 flow" + where, received, same(result.Received, udp("")...)},
@@ -86,20 +86,20 @@ func absoluteFigures(r *result.Results, profile string) ([]Figure, error) {
 
 // addSeries adds what is wanted, if some system has it. A system of which every sample failed is marked as such.
 func (d *dots) addSeries(r *result.Results, w want, profile string) {
-	s, m := series{name: w.label}, result.FindMetric(w.metric)
+	s, m, remarks := series{name: w.label}, result.FindMetric(w.metric), len(d.remarks)
 	for row, system := range d.rows {
 		c := result.Cell{System: system, Workload: w.workload, Profile: profile}
 		i := stats.MedianInterval(r.Values(c, w.metric, false))
 		switch _, failed, taken := r.Errors(c, false); {
 		case failed > 0 && failed == taken:
-			d.remarks = append(d.remarks, remark{row: row, text: "FAILED"})
+			d.remarks = append(d.remarks, remark{row, len(d.series), w.label + " FAILED"})
 		case i.Known() && i.Value > 0:
 			s.points = append(s.points, point{row, scaled(i, m)})
 		case i.Known(): // a logarithmic axis has no zero
-			d.remarks = append(d.remarks, remark{row: row, series: len(d.series), text: "0"})
+			d.remarks = append(d.remarks, remark{row, len(d.series), w.label + " 0"})
 		}
 	}
-	if len(s.points) > 0 {
+	if len(s.points) > 0 || len(d.remarks) > remarks {
 		d.series = append(d.series, s)
 		d.axis = m.Unit
 	}

@@ -45,7 +45,7 @@ func (rep *Report) Markdown() []byte {
 		fmt.Fprintf(&b, "- %s\n", m)
 	}
 	fmt.Fprintf(&b, "\n## Where it comes from\n\n    %s\n\n", strings.ReplaceAll(command(r), "\n", "\n    "))
-	fmt.Fprintf(&b, "Version %s, %s; raw samples in `results.json`. Systems:\n\n", r.Host.Commit, r.Host.Go)
+	fmt.Fprintf(&b, "Commit %s, %s; raw samples in `results.json`. Systems:\n\n", r.Host.Commit, r.Host.Go)
 	for _, s := range r.Systems {
 		fmt.Fprintf(&b, "- %s\n", escape(strings.TrimSuffix(fmt.Sprintf("%s: %s; %s", s.Name, s.Summary, about(s)), "; ")))
 	}

@@ -70,7 +70,8 @@ var styles = []style{
 
 const (
 	figureWidth  = 340 // in units of the letters' size below; as wide as a phone, so that they stay legible there
-	rowHeight    = 30
+	leastRow     = 30
+	markHeight   = 11 // of a row, for each series
 	frameHeight  = 78
 	legendHeight = 18
 	spread       = 0.56 // of a row's height, taken up by its marks
@@ -100,9 +101,12 @@ func (d *dots) draw() ([]byte, error) {
 		}
 	}
 	d.setLimits(p) // adding marks widens them
-	height := vg.Length(len(d.rows)*rowHeight+frameHeight) + vg.Length(d.legendLines()*legendHeight)
+	height := vg.Length(len(d.rows)*d.rowHeight()+frameHeight) + vg.Length(d.legendLines()*legendHeight)
 	return render(p, figureWidth, height)
 }
+
+// rowHeight leaves room for the marks of all series.
+func (d *dots) rowHeight() int { return max(leastRow, markHeight*len(d.series)) }
 
 // legendLines returns how many lines the legend takes.
 func (d *dots) legendLines() int {
@@ -113,7 +117,7 @@ func (d *dots) legendLines() int {
 }
 
 func (d *dots) setLimits(p *plot.Plot) {
-	legend := float64(d.legendLines()*legendHeight) / rowHeight // it stands below the rows, inside the frame
+	legend := float64(d.legendLines()*legendHeight) / float64(d.rowHeight()) // it stands below the rows, inside the frame
 	p.X.Min, p.X.Max = d.limits()
 	p.Y.Min, p.Y.Max = -0.5-legend, float64(len(d.rows))-0.5
 }

@@ -21,17 +21,18 @@ type Host struct {
 	MemoryBytes  uint64 `json:"memory_bytes"`
 	Congestion   string `json:"tcp_congestion_control"` // of the hosts that are built
 	Go           string `json:"go"`
-	Commit       string `json:"commit"` // of this program, "-dirty" when changed since
+	Version      string `json:"version"` // of this program
+	Commit       string `json:"commit"`  // it was built from, "-dirty" when changed since
 	// Mitigations are the processor's weaknesses that the kernel works around, by their names in sysfs.
 	Mitigations map[string]string `json:"mitigations,omitempty"`
 	// Offloads are the ethtool features that are on at the underlay devices, by profile.
 	Offloads map[string][]string `json:"offloads,omitempty"`
 }
 
-// Fingerprint describes this machine, and this program by its version.
-func Fingerprint(version string) Host {
+// Fingerprint describes this machine, and this program by its version and commit.
+func Fingerprint(version, commit string) Host {
 	h := Host{
-		Architecture: runtime.GOARCH, Cores: runtime.NumCPU(), Go: runtime.Version(), CPU: "unknown", Commit: version,
+		Architecture: runtime.GOARCH, Cores: runtime.NumCPU(), Go: runtime.Version(), CPU: "unknown", Version: version, Commit: commit,
 		Governor: readLine("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"), Hypervisor: readLine("/sys/hypervisor/type"),
 		Congestion:  readLine("/proc/sys/net/ipv4/tcp_congestion_control"),
 		Mitigations: mitigations(), Offloads: make(map[string][]string),

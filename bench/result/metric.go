@@ -2,11 +2,11 @@ package result
 
 // Metric is a quantity that workloads measure. Values are in base units.
 type Metric struct {
-	Name   string  `json:"name"`
-	Title  string  `json:"title"`
-	Unit   string  `json:"unit"`  // for people; values divided by Scale are in it
-	Scale  float64 `json:"scale"` // base units in a Unit
-	Better Better  `json:"better"`
+	Name   string
+	Title  string
+	Unit   string  // for people; values divided by Scale are in it
+	Scale  float64 // base units in a Unit
+	Better Better
 }
 
 // Better says which values users want.
@@ -54,7 +54,7 @@ func Metrics() []Metric {
 		{Throughput, "throughput", "Gbit/s", 1e9, HigherIsBetter},
 		{ThroughputBack, "throughput of the way back", "Gbit/s", 1e9, HigherIsBetter},
 		{Retransmits, "TCP retransmits", "segments/GB", 1, LowerIsBetter},
-		{Received, "received, sender unpaced", "kpps", 1e3, HigherIsBetter},
+		{Received, "received", "kpps", 1e3, HigherIsBetter},
 		{Offered, "offered", "kpps", 1e3, Neither},
 		{Loss, "loss at the offered rate", "%", 1e-2, Neither},
 		{NoLoss, "highest rate with loss below 0.1 %", "kpps", 1e3, HigherIsBetter},

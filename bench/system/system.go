@@ -9,11 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/bench/network"
@@ -102,7 +101,8 @@ func (in *Instance) watch(ctx context.Context) (context.Context, func()) {
 	return ctx, func() { cancel(nil) }
 }
 
-// Settle notes what runs in the hosts now that the system is up: all of it has to run until Check.
+// Settle notes what runs in the hosts now that the system is up and has to run until Check: its commands, and what went
+// into the background. What a command starts and waits for is its own matter.
 func (in *Instance) Settle() error {
 	in.running = make(map[int]string)
 	for _, h := range in.hosts {
@@ -111,7 +111,9 @@ func (in *Instance) Settle() error {
 			return err
 		}
 		for _, pid := range pids {
-			in.running[pid] = h.Name()
+			if !slices.Contains(pids, lab.Parent(pid)) {
+				in.running[pid] = h.Name()
+			}
 		}
 	}
 	return in.Check()
@@ -133,9 +135,13 @@ func (in *Instance) Check() error {
 		default:
 		}
 	}
-	for pid, host := range in.running {
-		if unix.Kill(pid, 0) != nil {
-			errs = append(errs, fmt.Errorf("process %d on host %s ended while it was measured%s", pid, host, in.tails(host)))
+	for _, h := range in.hosts {
+		pids, err := h.Processes()
+		errs = append(errs, err)
+		for pid, host := range in.running {
+			if host == h.Name() && !slices.Contains(pids, pid) {
+				errs = append(errs, fmt.Errorf("process %d on host %s ended while it was measured%s", pid, host, in.tails(host)))
+			}
 		}
 	}
 	return errors.Join(errs...)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -140,11 +141,14 @@ func TestEndsMeanwhile(t *testing.T) {
 		if err := in.Settle(); err != nil {
 			t.Errorf("%s: %v", end, err)
 		}
-		if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
+		killed := pids[0]
+		if err := unix.Kill(killed, unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		for unix.Kill(pids[0], 0) == nil {
-			time.Sleep(time.Millisecond)
+		for slices.Contains(pids, killed) {
+			if pids, err = n.B.Host.Processes(); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := in.Check(); err == nil || !strings.Contains(err.Error(), "on host b ended") {
 			t.Errorf("%s: %v", end, err)
@@ -152,12 +156,30 @@ func TestEndsMeanwhile(t *testing.T) {
 	}
 }
 
+// What a command starts and waits for may come and go.
+func TestWatchLoop(t *testing.T) {
+	s, err := ParseExec(byHand + " && while :; do sleep 0.01; done")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := s.Start(t.Context(), build(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if err := errors.Join(in.Settle(), in.Check()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
 // A command that dies is named, with how it ended, where, and what it wrote; so is one that does nothing.
 func TestExecFails(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	for spec, want := range map[string]string{
-		"exec:echo no luck >&2; exit 7": `"echo no luck >&2; exit 7" on host a ended: exit status 7: no luck`,
-		"exec:sleep 1000;;nosuchtool":   `"nosuchtool" on host b ended: exit status 127: /bin/sh`,
+		"exec:echo no luck >&2; exit 7;;sleep 1000": `"echo no luck >&2; exit 7" on host a ended: exit status 7: no luck`,
+		"exec:sleep 1000;;nosuchtool":               `"nosuchtool" on host b ended: exit status 127: /bin/sh`,
 	} {
 		s, err := ParseExec(spec)
 		if err != nil {

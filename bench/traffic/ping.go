@@ -4,6 +4,7 @@ package traffic
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -38,16 +39,19 @@ func Ping(from *lab.Host, dst netip.Addr, size int, timeout time.Duration) (time
 	return rtt, nil
 }
 
-// PingUntil sends echo requests until one is answered, for at most timeout.
-func PingUntil(from *lab.Host, dst netip.Addr, timeout time.Duration) error {
-	const interval = 200 * time.Millisecond
-	deadline := time.Now().Add(timeout)
+// PingUntil sends echo requests until one is answered or ctx ends.
+func PingUntil(ctx context.Context, from *lab.Host, dst netip.Addr) error {
+	const patience = 50 * time.Millisecond
 	for {
-		_, err := Ping(from, dst, 56, interval)
-		if err == nil || time.Now().After(deadline) {
-			return err
+		_, err := Ping(from, dst, 56, patience)
+		if err == nil {
+			return nil
 		}
-		time.Sleep(interval / 10)
+		select {
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		case <-time.After(patience / 10):
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package workload
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -10,7 +11,7 @@ import (
 )
 
 // bulk measures TCP streams, some of them the other way.
-func (s *session) bulk(ctx context.Context, there, back int) error {
+func (s *measurement) bulk(ctx context.Context, there, back int) error {
 	paths := append(slices.Repeat([]load.Path{s.path}, there), slices.Repeat([]load.Path{s.path.Reverse()}, back)...)
 	r, err := load.Bulk(ctx, paths, s.phases())
 	if err != nil {
@@ -47,7 +48,7 @@ func laterCounts(counts []load.Count, f func(load.Count) carried) (later []carri
 }
 
 // datagrams measures UDP packets: as many as the sender can, then the highest rate without loss.
-func (s *session) datagrams(ctx context.Context, d load.Datagrams) error {
+func (s *measurement) datagrams(ctx context.Context, d load.Datagrams) error {
 	r, err := load.Send(ctx, s.path, d, s.phases())
 	if err != nil {
 		return err
@@ -64,6 +65,9 @@ func (s *session) datagrams(ctx context.Context, d load.Datagrams) error {
 		s.note("the receiving application was a bottleneck: its socket dropped %.1f %% of all packets", 100*dropped)
 	}
 	s.setCosts(packets(m), laterCounts(r.Counts, packets)...)
+	if d.Rate > 0 {
+		return nil // the highest rate is not asked for
+	}
 	if r.Loss() <= load.LossLimit && m.Sustained() {
 		s.note("the sender was the bottleneck: everything that it could offer arrived")
 		s.set(result.NoLoss, m.PerSecond(m.Packets))
@@ -73,7 +77,7 @@ func (s *session) datagrams(ctx context.Context, d load.Datagrams) error {
 }
 
 // searchRate sets the highest rate without loss.
-func (s *session) searchRate(ctx context.Context, d load.Datagrams, most float64) error {
+func (s *measurement) searchRate(ctx context.Context, d load.Datagrams, most float64) error {
 	const settle, shortest = 50 * time.Millisecond, 150 * time.Millisecond
 	trial := []load.Phase{{Length: settle}, {Length: max(shortest, s.options.Duration/6)}}
 	best, err := load.HighestRate(ctx, most, func(rate float64) (load.Trial, error) {
@@ -90,7 +94,7 @@ func (s *session) searchRate(ctx context.Context, d load.Datagrams, most float64
 	}
 	s.set(result.NoLoss, best)
 	if best == 0 {
-		s.note("no rate down to %.0f packets a second was free of loss", most/load.SearchRange)
+		s.note("no rate was free of loss: down to %.0f packets a second", most/load.SearchRange)
 	}
 	return nil
 }
@@ -98,7 +102,7 @@ func (s *session) searchRate(ctx context.Context, d load.Datagrams, most float64
 const requestBytes = 64
 
 // pingPong measures round trips, on an idle tunnel or beside a TCP stream.
-func (s *session) pingPong(ctx context.Context, loaded bool) error {
+func (s *measurement) pingPong(ctx context.Context, loaded bool) error {
 	if !loaded {
 		r, err := load.PingPong(ctx, s.path, requestBytes, s.phases(), measured)
 		if err != nil {
@@ -152,11 +156,11 @@ func countPhase(t *load.Transfer, p *load.Phase, count *load.Count) {
 }
 
 // roundTrips sets what a client saw; each round trip is so many packets of size bytes, 0 where it cannot be told.
-func (s *session) roundTrips(r load.RoundTrips, rate string, packets, size float64) error {
+func (s *measurement) roundTrips(r load.RoundTrips, rate string, packets, size float64) error {
 	m := r.Counts[measured]
 	s.set(rate, m.PerSecond(m.Packets))
 	if m.Lost > 0 {
-		s.note("round trips were lost: %d, and count with the time that was waited for them", m.Lost)
+		s.note("round trips were lost: %d, which count as 500 ms each", m.Lost)
 	}
 	convert := func(c load.Count) carried {
 		return carried{c.Elapsed, float64(c.Packets) * packets * size, float64(c.Packets) * packets}
@@ -165,7 +169,7 @@ func (s *session) roundTrips(r load.RoundTrips, rate string, packets, size float
 	return s.setLatency(r.Histogram)
 }
 
-func (s *session) ping(ctx context.Context) error {
+func (s *measurement) ping(ctx context.Context) error {
 	r, err := load.Ping(ctx, s.path, s.phases(), measured)
 	if err != nil {
 		return err
@@ -173,7 +177,7 @@ func (s *session) ping(ctx context.Context) error {
 	return s.roundTrips(r, result.Transactions, 2, 0)
 }
 
-func (s *session) connect(ctx context.Context) error {
+func (s *measurement) connect(ctx context.Context) error {
 	r, err := load.Connections(ctx, s.path, s.phases(), measured)
 	if err != nil {
 		return err
@@ -187,7 +191,7 @@ func (s *session) connect(ctx context.Context) error {
 }
 
 // iperf3 measures what iperf3 reports.
-func (s *session) iperf3(ctx context.Context, i load.Iperf3) error {
+func (s *measurement) iperf3(ctx context.Context, i load.Iperf3) error {
 	phases := s.phases()[:counted]
 	for p := range phases { // iperf3 counts in seconds
 		phases[p].Length = max(time.Second, phases[p].Length.Round(time.Second))
@@ -195,6 +199,9 @@ func (s *session) iperf3(ctx context.Context, i load.Iperf3) error {
 	r, err := i.Run(ctx, s.path, phases)
 	if err != nil {
 		return err
+	}
+	if r.Bytes == 0 || i.Bidirectional && r.BytesBack == 0 {
+		return errors.New("iperf3 reports that nothing arrived")
 	}
 	s.set(result.Throughput, (r.Bytes+r.BytesBack)*8)
 	if i.Bidirectional {

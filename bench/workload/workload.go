@@ -22,7 +22,7 @@ type Workload struct {
 	Primary   string // the metric that comparisons are made with first
 	Forwarded bool   // between pods behind the hosts
 	iperf3    *load.Iperf3
-	run       func(context.Context, *session) error
+	run       func(context.Context, *measurement) error
 }
 
 // Generators are the names of what makes the traffic.
@@ -86,14 +86,14 @@ func (w Workload) Supports(generator string) error {
 
 // Run measures a tunnel that is up, with a generator that the workload supports. hosts are the addresses of host a and host b in it.
 func (w Workload) Run(ctx context.Context, n *network.Network, hosts Hosts, o Options) (outcome Outcome, err error) {
-	s, err := newSession(n, w.path(n, hosts), o)
+	s, err := newMeasurement(n, w.path(n, hosts), o)
 	if err != nil {
 		return Outcome{}, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	run := w.run
 	if o.Generator == Iperf3 {
-		run = func(ctx context.Context, s *session) error { return s.iperf3(ctx, *w.iperf3) }
+		run = func(ctx context.Context, s *measurement) error { return s.iperf3(ctx, *w.iperf3) }
 	}
 	if err := run(ctx, s); err != nil {
 		return Outcome{}, err
@@ -115,17 +115,23 @@ func bulks() []Workload {
 	streams := func(n int) Workload {
 		w := Workload{
 			Name: fmt.Sprintf("tcp-%d", n), Summary: fmt.Sprintf("TCP bulk, %d streams", n), Primary: result.Throughput,
-			iperf3: &load.Iperf3{Streams: n}, run: func(ctx context.Context, s *session) error { return s.bulk(ctx, n, 0) },
+			iperf3: &load.Iperf3{Streams: n}, run: func(ctx context.Context, s *measurement) error { return s.bulk(ctx, n, 0) },
 		}
 		if n == 1 {
 			w.Summary = "TCP bulk, 1 stream"
 		}
 		return w
 	}
-	return []Workload{streams(1), streams(4), streams(8), {
-		Name: "tcp-bidir", Summary: "TCP bulk, 1 stream each way at the same time; both added up", Primary: result.Throughput,
-		iperf3: &load.Iperf3{Streams: 1, Bidirectional: true}, run: func(ctx context.Context, s *session) error { return s.bulk(ctx, 1, 1) },
-	}}
+	bothWays := func(name string, n int) Workload {
+		w := streams(n)
+		w.Name, w.Summary = name, w.Summary+" each way at the same time; both added up"
+		w.iperf3 = &load.Iperf3{Streams: n, Bidirectional: true}
+		w.run = func(ctx context.Context, s *measurement) error { return s.bulk(ctx, n, n) }
+		return w
+	}
+	return []Workload{
+		streams(1), streams(4), streams(8), bothWays("tcp-bidir", 1), bothWays("tcp-bidir-4", 4), bothWays("tcp-bidir-8", 8),
+	}
 }
 
 func datagrams() []Workload {
@@ -140,7 +146,7 @@ func datagrams() []Workload {
 		for _, flows := range []int{1, 16, 256} {
 			w := Workload{
 				Name: "udp-" + size.name, Summary: "UDP packets, " + size.summary + ", 1 flow", Primary: result.Received,
-				run: func(ctx context.Context, s *session) error {
+				run: func(ctx context.Context, s *measurement) error {
 					return s.datagrams(ctx, load.Datagrams{Flows: flows, Sizes: size.sizes, Rate: s.options.Rate})
 				},
 			}
@@ -160,19 +166,19 @@ func latencies() []Workload {
 	return []Workload{
 		{
 			Name: "rr", Summary: "UDP request and response of 64 bytes, one at a time", Primary: result.P50,
-			run: func(ctx context.Context, s *session) error { return s.pingPong(ctx, false) },
+			run: func(ctx context.Context, s *measurement) error { return s.pingPong(ctx, false) },
 		},
 		{
 			Name: "rr-loaded", Summary: "rr while a TCP stream fills the tunnel the same way", Primary: result.P50,
-			run: func(ctx context.Context, s *session) error { return s.pingPong(ctx, true) },
+			run: func(ctx context.Context, s *measurement) error { return s.pingPong(ctx, true) },
 		},
 		{
 			Name: "ping-idle", Summary: "ICMP echo every 50 ms, nothing else: every thread sleeps in between", Primary: result.P50,
-			run: func(ctx context.Context, s *session) error { return s.ping(ctx) },
+			run: func(ctx context.Context, s *measurement) error { return s.ping(ctx) },
 		},
 		{
 			Name: "connect", Summary: "TCP connections with one byte each way, one after the other", Primary: result.Connections,
-			run: func(ctx context.Context, s *session) error { return s.connect(ctx) },
+			run: func(ctx context.Context, s *measurement) error { return s.connect(ctx) },
 		},
 	}
 }

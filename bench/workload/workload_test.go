@@ -13,7 +13,7 @@ import (
 
 // The names that users select by, each with and without -fwd.
 func TestNames(t *testing.T) {
-	want := []string{"tcp-1", "tcp-4", "tcp-8", "tcp-bidir", "rr", "rr-loaded", "ping-idle", "connect"}
+	want := []string{"tcp-1", "tcp-4", "tcp-8", "tcp-bidir", "tcp-bidir-4", "tcp-bidir-8", "rr", "rr-loaded", "ping-idle", "connect"}
 	for _, size := range []string{"64", "512", "1400", "imix"} {
 		want = append(want, "udp-"+size, "udp-"+size+"-16f", "udp-"+size+"-256f")
 	}
@@ -62,7 +62,7 @@ func TestLatency(t *testing.T) {
 		for i := range n {
 			_ = h.RecordValue(int64(i+1) * 10_000) // 10 µs, 20 µs, …
 		}
-		s := &session{outcome: Outcome{Values: make(map[string]float64)}}
+		s := &measurement{outcome: Outcome{Values: make(map[string]float64)}}
 		if err := s.setLatency(h); err != nil {
 			t.Fatal(err)
 		}

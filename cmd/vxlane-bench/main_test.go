@@ -2,18 +2,16 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/vxlane/vxlane/cmd/internal/cli"
+	"github.com/vxlane/vxlane/cmd/internal/cli/clitest"
 )
 
 var update = flag.Bool("update", false, "write generated files and golden files anew")
@@ -28,23 +26,8 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", UpdateScripts: *update,
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"exitcode": exitCodeIs},
+		Cmds: clitest.Commands,
 	})
-}
-
-// exitCodeIs is the script command "exitcode N program args…".
-func exitCodeIs(ts *testscript.TestScript, neg bool, args []string) {
-	want, err := strconv.Atoi(args[0])
-	ts.Check(err)
-	err = ts.Exec(args[1], args[2:]...)
-	got := 0
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		got = exit.ExitCode()
-	}
-	if neg || got != want {
-		ts.Fatalf("exit code %d, want %d", got, want)
-	}
 }
 
 func TestNames(t *testing.T) {
@@ -83,16 +66,5 @@ func TestGeneratedDocs(t *testing.T) {
 		"How to read what it measures is in [benchmarks.md](benchmarks.md). Exit codes: 0 ok, 1 failure, 2 usage, 3 something failed or got slower\n" +
 		"(run: a measurement failed, or a system that was named cannot run; compare: something got slower), 4 no permission, 5 the kernel lacks something.\n" +
 		cli.Reference(newRoot())
-	if *update {
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	have, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(have) != text {
-		t.Errorf("%s is not what the code says: run make docs", path)
-	}
+	clitest.Generated(t, path, text, *update)
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"time"
@@ -88,7 +89,7 @@ func (f *runFlags) plan(fs *pflag.FlagSet) (bench.Plan, error) {
 	if !fs.Changed("repeat") {
 		f.repeats = s.repeats
 	}
-	p := bench.Plan{Version: cli.Version(), Repeats: f.repeats, Options: workload.Options{Warmup: f.warmup, Duration: f.duration, Generator: f.generator, Rate: f.rate}}
+	p := bench.Plan{Version: cli.Version(), Commit: cli.Commit(), Command: commandLine(fs), Repeats: f.repeats, Options: workload.Options{Warmup: f.warmup, Duration: f.duration, Generator: f.generator, Rate: f.rate}}
 	if err := f.check(); err != nil {
 		return p, err
 	}
@@ -107,28 +108,29 @@ func (f *runFlags) plan(fs *pflag.FlagSet) (bench.Plan, error) {
 	if p.Workloads, err = choose("workload", f.workloads, s.workloads, workloadNames(), workload.Find); err != nil {
 		return p, err
 	}
-	if p.Workloads, err = f.supported(p.Workloads); err != nil {
-		return p, err
-	}
 	p.Profiles, err = choose("profile", f.profiles, s.profiles, profileNames(), network.FindProfile)
 	return p, err
 }
 
-// supported leaves out of a set what the generator cannot make; what was named stays, and fails with the reason.
-func (f *runFlags) supported(workloads []workload.Workload) ([]workload.Workload, error) {
-	if f.generator == workload.Builtin || len(f.workloads) > 0 {
-		return workloads, nil
-	}
-	var reason error
-	left := slices.DeleteFunc(slices.Clone(workloads), func(w workload.Workload) bool {
-		err := w.Supports(f.generator)
-		reason = errors.Join(reason, err)
-		return err != nil
+// commandLine returns the options that were given, as they can be given again; where results went is nobody else's matter.
+func commandLine(fs *pflag.FlagSet) []string {
+	line := []string{"vxlane-bench", "run"}
+	fs.Visit(func(flag *pflag.Flag) {
+		values := []string{flag.Value.String()}
+		if several, ok := flag.Value.(pflag.SliceValue); ok {
+			values = several.GetSlice()
+		}
+		for _, value := range values {
+			switch {
+			case flag.Name == "out", flag.Name == "vxlane":
+			case flag.Value.Type() == "bool":
+				line = append(line, "--"+flag.Name)
+			default:
+				line = append(line, "--"+flag.Name, value)
+			}
+		}
 	})
-	if len(left) == 0 {
-		return nil, cli.Usagef("--generator %s: %w", f.generator, reason)
-	}
-	return left, nil
+	return line
 }
 
 func (f *runFlags) check() error {
@@ -144,6 +146,10 @@ func (f *runFlags) check() error {
 		return cli.Usagef("--udp-rate %v: want 0 or more", f.rate)
 	case f.generator != workload.Builtin && f.generator != workload.Iperf3:
 		return cli.Usagef("--generator %q: want %s or %s", f.generator, workload.Builtin, workload.Iperf3)
+	case f.generator == workload.Iperf3:
+		if _, err := exec.LookPath(f.generator); err != nil {
+			return cli.Usagef("--generator %s: %w: install it, or leave this out", f.generator, err)
+		}
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/vxlane/vxlane/cmd/internal/cli"
+	"github.com/vxlane/vxlane/cmd/internal/cli/clitest"
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing/static"
 	"github.com/vxlane/vxlane/tunnel"
@@ -18,19 +19,7 @@ func TestGeneratedDocs(t *testing.T) {
 	for name, text := range map[string]string{
 		"configuration.md": configurationDoc(t), "metrics.md": metricsDoc(), "cli.md": cliDoc(),
 	} {
-		path := filepath.Join("..", "..", "docs", name)
-		if *update {
-			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		have, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if string(have) != text {
-			t.Errorf("docs/%s is not what the code says: run make docs", name)
-		}
+		clitest.Generated(t, filepath.Join("..", "..", "docs", name), text, *update)
 	}
 }
 

@@ -2,14 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"os"
-	"os/exec"
-	"strconv"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/vxlane/vxlane/cmd/internal/cli/clitest"
 )
 
 var update = flag.Bool("update", false, "write generated files and golden files anew")
@@ -24,21 +23,6 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", UpdateScripts: *update,
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"exitcode": exitCodeIs},
+		Cmds: clitest.Commands,
 	})
-}
-
-// exitCodeIs is the script command "exitcode N program args…".
-func exitCodeIs(ts *testscript.TestScript, neg bool, args []string) {
-	want, err := strconv.Atoi(args[0])
-	ts.Check(err)
-	err = ts.Exec(args[1], args[2:]...)
-	got := 0
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		got = exit.ExitCode()
-	}
-	if neg || got != want {
-		ts.Fatalf("exit code %d, want %d", got, want)
-	}
 }

@@ -8,8 +8,27 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// buildVersion is set by the linker (make build); empty otherwise.
-var buildVersion string
+// Set by the linker (make build); empty otherwise.
+var buildVersion, buildCommit string
+
+// Commit returns what this build was made from, with -dirty when files were changed since.
+func Commit() string {
+	if buildCommit != "" {
+		return buildCommit
+	}
+	commit, dirty := "unknown", ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			switch {
+			case s.Key == "vcs.revision":
+				commit = s.Value
+			case s.Key == "vcs.modified" && s.Value == "true":
+				dirty = "-dirty"
+			}
+		}
+	}
+	return commit + dirty
+}
 
 // Version returns what this build calls itself.
 func Version() string {

@@ -26,8 +26,8 @@ const (
 
 const countingTime = 200 * time.Millisecond
 
-// session is one measurement while it goes on.
-type session struct {
+// measurement is one while it goes on.
+type measurement struct {
 	path      load.Path
 	options   Options
 	meter     *cost.Meter
@@ -38,8 +38,8 @@ type session struct {
 	outcome   Outcome
 }
 
-func newSession(n *network.Network, path load.Path, o Options) (*session, error) {
-	s := &session{path: path, options: o, outcome: Outcome{Values: make(map[string]float64)}}
+func newMeasurement(n *network.Network, path load.Path, o Options) (*measurement, error) {
+	s := &measurement{path: path, options: o, outcome: Outcome{Values: make(map[string]float64)}}
 	var hosts [][]int
 	for _, pair := range n.Sides() {
 		pids, err := pair[0].Host.Processes()
@@ -55,7 +55,7 @@ func newSession(n *network.Network, path load.Path, o Options) (*session, error)
 }
 
 // phases returns the phases of the measurement, with the meters at their bounds.
-func (s *session) phases() []load.Phase {
+func (s *measurement) phases() []load.Phase {
 	all := []load.Phase{
 		warmup: {Length: s.options.Warmup},
 		measured: {
@@ -88,19 +88,19 @@ func (s *session) phases() []load.Phase {
 	})
 }
 
-// close ends what the session still measures: counting system calls slows down the whole machine.
-func (s *session) close() error {
+// close ends what is still measured: counting system calls slows down the whole machine.
+func (s *measurement) close() error {
 	if s.counter == nil {
 		return nil
 	}
 	return s.counter.Close()
 }
 
-func (s *session) note(format string, args ...any) {
+func (s *measurement) note(format string, args ...any) {
 	s.outcome.Notes = append(s.outcome.Notes, fmt.Sprintf(format, args...))
 }
 
-func (s *session) set(metric string, value float64) { s.outcome.Values[metric] = value }
+func (s *measurement) set(metric string, value float64) { s.outcome.Values[metric] = value }
 
 // carried is what a tunnel carried during a phase.
 type carried struct {
@@ -110,7 +110,7 @@ type carried struct {
 }
 
 // setCosts sets what it took to carry what was carried while it was measured, and while system calls were counted.
-func (s *session) setCosts(m carried, later ...carried) {
+func (s *measurement) setCosts(m carried, later ...carried) {
 	s.set(result.Busy, s.cost.Machine.Seconds()/m.elapsed.Seconds())
 	s.set(result.Steal, s.cost.Steal.Seconds()/m.elapsed.Seconds())
 	gigabytes, millions := m.bytes/1e9, m.packets/1e6
@@ -130,14 +130,14 @@ func (s *session) setCosts(m carried, later ...carried) {
 }
 
 // setPer sets a quotient, unless nothing was carried.
-func (s *session) setPer(metric string, quantity, carried float64) {
+func (s *measurement) setPer(metric string, quantity, carried float64) {
 	if carried > 0 {
 		s.set(metric, quantity/carried)
 	}
 }
 
 // setLatency sets the percentiles of a histogram of nanoseconds, and keeps all of it.
-func (s *session) setLatency(h *hdrhistogram.Histogram) error {
+func (s *measurement) setLatency(h *hdrhistogram.Histogram) error {
 	for metric, quantile := range map[string]float64{result.P50: 50, result.P90: 90, result.P99: 99, result.P999: 99.9} {
 		if float64(h.TotalCount()) >= 1/(1-quantile/100) {
 			s.set(metric, float64(h.ValueAtPercentile(quantile))/1e9)
@@ -157,7 +157,7 @@ const (
 	receiverLimit = 0.95
 )
 
-func (s *session) noteGenerator(sender, receiver load.Load) {
+func (s *measurement) noteGenerator(sender, receiver load.Load) {
 	if own := max(sender.Own, receiver.Own); own > ownLimit {
 		s.note("the generator may have been the bottleneck: its own code took %.0f %% of a core", 100*own)
 	}
@@ -167,7 +167,7 @@ func (s *session) noteGenerator(sender, receiver load.Load) {
 }
 
 // noteFragments says so when packets do not fit through the tunnel in one piece.
-func (s *session) noteFragments(d load.Datagrams) {
+func (s *measurement) noteFragments(d load.Datagrams) {
 	const headers = 28 // IPv4 and UDP
 	_, mtu, err := s.path.From.RouteTo(s.path.Dst)
 	if largest := slices.Max(d.Sizes) + headers; err == nil && largest > mtu {
