@@ -111,7 +111,8 @@ func (in *Instance) Settle() error {
 			return err
 		}
 		for _, pid := range pids {
-			if !slices.Contains(pids, lab.Parent(pid)) {
+			parent := lab.Parent(pid)
+			if ended := parent == 0; !ended && !slices.Contains(pids, parent) {
 				in.running[pid] = h.Name()
 			}
 		}

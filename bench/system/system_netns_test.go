@@ -166,7 +166,7 @@ func TestWatchLoop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 20 {
+	for range 100 {
 		if err := errors.Join(in.Settle(), in.Check()); err != nil {
 			t.Fatal(err)
 		}
