@@ -4,7 +4,9 @@ package network
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"testing"
 	"time"
@@ -62,10 +64,16 @@ func TestPods(t *testing.T) {
 	if err := n.A.Host.Run(background.Run); err != nil {
 		t.Fatal(err)
 	}
-	if pids, err := n.A.Host.Processes(); len(pids) != 2 || err != nil {
+	pids, err := n.A.Host.Processes()
+	if len(pids) != 2 || err != nil {
 		t.Errorf("processes in the background: %v, %v; want 2", pids, err)
 	}
 	if err := n.Close(); err != nil {
 		t.Error(err)
+	}
+	for _, pid := range pids { // a dead one may wait to be reaped, without a program
+		if program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil {
+			t.Errorf("process %d (%s) is still there", pid, program)
+		}
 	}
 }

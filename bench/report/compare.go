@@ -73,6 +73,11 @@ func Compare(before, after *result.Results) (*Diff, error) {
 			pairs = append(pairs, Change{Cell: c, Metric: m})
 		}
 	}
+	for _, c := range cells(after) {
+		if _, failed, taken := after.Errors(c, false); before.Missing(c.System) != "" && taken > failed {
+			d.Mended = append(d.Mended, c.String())
+		}
+	}
 	d.Compared = len(pairs)
 	for _, p := range pairs {
 		p.judge(before, after, 1-(1-stats.Confidence)/float64(len(pairs)))
