@@ -104,3 +104,10 @@ func mustParseIP(tb testing.TB, packet []byte) *Headers {
 	}
 	return h
 }
+
+// splittable are the kinds of packet that a super-packet can be.
+var splittable = []struct {
+	name  string
+	build func(testing.TB, []byte) []byte
+	gso   GSO
+}{{"tcp4", tcp4, GSOTCP}, {"tcp6", tcp6, GSOTCP}, {"udp4", udp4, GSOUDP}, {"udp6", udp6, GSOUDP}}

@@ -26,11 +26,7 @@ func coalesced(t testing.TB, packets [][]byte) (supers []Super, joined [][]byte)
 // What the Splitter cuts, the Coalescer joins again to the same super-packet.
 func TestCoalesceUndoesSplit(t *testing.T) {
 	rng := newRand(t)
-	for _, c := range []struct {
-		name  string
-		build func(testing.TB, []byte) []byte
-		gso   GSO
-	}{{"tcp4", tcp4, GSOTCP}, {"tcp6", tcp6, GSOTCP}, {"udp4", udp4, GSOUDP}, {"udp6", udp6, GSOUDP}} {
+	for _, c := range splittable {
 		for _, size := range []int{64, 536, 1398} {
 			for _, count := range []int{1, 2, 40} {
 				for _, tail := range []int{0, 1, size - 1} {

@@ -26,11 +26,7 @@ func segments(t testing.TB, packet []byte, h *Headers, o Offload) [][]byte {
 
 func TestSplit(t *testing.T) {
 	rng := newRand(t)
-	for _, c := range []struct {
-		name  string
-		build func(testing.TB, []byte) []byte
-		gso   GSO
-	}{{"tcp4", tcp4, GSOTCP}, {"tcp6", tcp6, GSOTCP}, {"udp4", udp4, GSOUDP}, {"udp6", udp6, GSOUDP}} {
+	for _, c := range splittable {
 		for _, size := range []int{1, 536, 1398, 1400, 8948} {
 			for _, length := range []int{1, size - 1, size, size + 1, 2 * size, min(7*size+3, 65000)} {
 				if length < 1 {
