@@ -117,7 +117,7 @@ func transportChecksum(packet []byte, h *Headers) (field []byte, pseudo uint16, 
 }
 
 // HasPartialChecksum reports whether the TCP or UDP checksum field of packet holds the pseudo-header's sum alone, without
-// reading the payload. One whole checksum in 65,535 looks the same; FinishChecksum tells.
+// reading the payload. One whole checksum in 65,535 looks the same; finishing it gives the same value again.
 func HasPartialChecksum(packet []byte, h *Headers) bool {
 	field, pseudo, ok := transportChecksum(packet, h)
 	return ok && binary.BigEndian.Uint16(field) == pseudo
@@ -137,20 +137,10 @@ func InspectChecksum(packet []byte, h *Headers) ChecksumState {
 	return ChecksumBad
 }
 
-// FinishChecksum computes the TCP or UDP checksum of a packet for which HasPartialChecksum is true. One that was whole
-// all the same is left alone.
-func FinishChecksum(packet []byte, h *Headers) {
-	field, pseudo, ok := transportChecksum(packet, h)
-	if !ok {
-		return
+// LeaveChecksum puts the bare pseudo-header sum into the TCP or UDP checksum field of packet, which leaves the rest to a
+// device.
+func LeaveChecksum(packet []byte, h *Headers) {
+	if field, pseudo, ok := transportChecksum(packet, h); ok {
+		binary.BigEndian.PutUint16(field, pseudo)
 	}
-	sum := Sum(packet[h.L4:h.Len], pseudo)
-	if sum == 0xffff {
-		return
-	}
-	sum = ^addSum(sum, ^pseudo) // take out the field, which held the pseudo-header's sum
-	if h.Proto == ProtoUDP && sum == 0 {
-		sum = 0xffff // RFC 768: zero on the wire means none
-	}
-	binary.BigEndian.PutUint16(field, sum)
 }

@@ -59,7 +59,7 @@ func TestUpdateChecksum(t *testing.T) {
 	}
 }
 
-// gopacket computed the checksums of these packets; what InspectChecksum and FinishChecksum make of them must agree.
+// gopacket computed the checksums of these packets; what is left to a device and finished again must be the same.
 func TestChecksumStates(t *testing.T) {
 	for name, whole := range map[string][]byte{
 		"tcp4": tcp4(t, []byte("odd")), "tcp6": tcp6(t, []byte("even")), "udp4": udp4(t, []byte("odd")), "udp6": udp6(t, nil),
@@ -72,15 +72,14 @@ func TestChecksumStates(t *testing.T) {
 				t.Errorf("gopacket's checksum: %d", got)
 			}
 			partial := bytes.Clone(whole)
-			binary.BigEndian.PutUint16(partial[at:], pseudoHeaderSum(partial, h, h.Len-h.L4))
+			LeaveChecksum(partial, h)
 			if got := InspectChecksum(partial, h); got != ChecksumPartial || !HasPartialChecksum(partial, h) {
 				t.Errorf("bare pseudo-header sum: %d", got)
 			}
 			if HasPartialChecksum(whole, h) {
 				t.Error("gopacket's checksum passes for a bare pseudo-header sum")
 			}
-			FinishChecksum(partial, h)
-			if !bytes.Equal(partial, whole) {
+			if !PartialOffload(h).FinishChecksum(partial) || !bytes.Equal(partial, whole) {
 				t.Errorf("finished to %x, gopacket has %x", partial, whole)
 			}
 			bad := bytes.Clone(whole)
@@ -104,8 +103,19 @@ func TestWholeChecksumThatLooksPartial(t *testing.T) {
 	if !HasPartialChecksum(packet, h) || InspectChecksum(packet, h) != ChecksumWhole {
 		t.Fatal("the packet is not what it should be")
 	}
-	if FinishChecksum(packet, h); !bytes.Equal(packet, before) {
+	if !PartialOffload(h).FinishChecksum(packet) || !bytes.Equal(packet, before) {
 		t.Errorf("%x became %x", before, packet)
+	}
+}
+
+// Metadata that a packet has no room for changes nothing.
+func TestFinishRefusesWhatDoesNotFit(t *testing.T) {
+	packet := udp4(t, []byte("x"))
+	before := bytes.Clone(packet)
+	for _, o := range []Offload{{ChecksumStart: -1}, {ChecksumStart: 20, ChecksumField: 19}, {ChecksumStart: 20, ChecksumField: len(packet) - 1}, {ChecksumStart: 99, ChecksumField: 99}} {
+		if o.FinishChecksum(packet) || !bytes.Equal(packet, before) {
+			t.Errorf("%+v was taken", o)
+		}
 	}
 }
 

@@ -18,9 +18,9 @@ const (
 // packet apart after it was joined may leave the inner one with a wrong length (fixed by Linux 3d010c8031e3).
 var tunnelPorts = [...]uint16{4789, 8472, 8285, 6081, 2152}
 
-// Super is what a Coalescer makes of a run: the packet is Header followed by Payload. All of it is borrowed for one
-// iteration of All.
+// Super is what a Coalescer makes of a run: the packet is Header followed by Payload, borrowed until the next Reset.
 type Super struct {
+	First   int      // which of the packets added was the first of the run, from 0
 	Header  []byte   // IP and transport header; for a packet that stayed alone, all of it
 	Payload [][]byte // parts of the packets, in order; none for a packet that stayed alone
 	Offload Offload
@@ -29,8 +29,7 @@ type Super struct {
 
 // Coalescer joins packets that follow each other within their flows into super-packets: what the kernel's GRO does
 // (net/ipv4/af_inet.c, tcp_offload.c, udp_offload.c), by its rules, and without copying payload. Splitter undoes it.
-// Packets of a flow keep their order; flows may overtake each other. The portable tier has no use for it: its device takes
-// finished packets only.
+// Packets of a flow keep their order; flows may overtake each other.
 //
 //	c.Reset()
 //	for … { c.Add(packet, &headers, checksumIsKnownGood) }
@@ -62,20 +61,19 @@ type run struct {
 	flags       byte // TCP: FIN and PSH of its last packet
 }
 
-// NewCoalescer returns a Coalescer for batches of at most n packets.
+// NewCoalescer returns a Coalescer with room for n packets; it grows when more are added.
 func NewCoalescer(n int) *Coalescer {
-	return &Coalescer{packets: make([]added, 0, n), runs: make([]run, 0, n), payload: make([][]byte, 0, maxParts)}
+	return &Coalescer{packets: make([]added, 0, n), runs: make([]run, 0, n), payload: make([][]byte, 0, n)}
 }
 
 // Reset forgets all packets.
 func (c *Coalescer) Reset() {
-	c.packets, c.runs = c.packets[:0], c.runs[:0]
+	c.packets, c.runs, c.payload = c.packets[:0], c.runs[:0], c.payload[:0]
 	clear(c.open[:])
 }
 
 // Add takes one IP packet, which stays borrowed until Reset, with its headers parsed (h.L3 is 0). good says that its transport
-// checksum was verified, so that it need not travel along; without that the packet stays as it is. At most as many
-// packets as NewCoalescer was told can be added.
+// checksum was verified, so that it need not travel along; without that the packet stays as it is.
 func (c *Coalescer) Add(packet []byte, h *Headers, good bool) {
 	n := transportHeaderLen(packet, h)
 	index := int32(len(c.packets))
@@ -225,20 +223,17 @@ func (c *Coalescer) All(yield func(*Super) bool) {
 
 func (c *Coalescer) assemble(r *run) *Super {
 	first := c.packets[r.first].packet
-	c.super = Super{Header: first, Packets: r.parts}
+	c.super = Super{First: int(r.first), Header: first, Packets: r.parts}
 	if r.parts == 1 {
 		return &c.super
 	}
-	c.payload = c.payload[:0]
+	from := len(c.payload)
 	for i := r.first; i >= 0; i = c.packets[i].next {
 		c.payload = append(c.payload, c.packets[i].payload)
 	}
 	headers := len(first) - r.segment
-	c.super.Header, c.super.Payload = first[:headers], c.payload
-	c.super.Offload = Offload{NeedsChecksum: true, GSO: GSOTCP, SegmentSize: r.segment}
-	if r.h.Proto == ProtoUDP {
-		c.super.Offload.GSO = GSOUDP
-	}
+	c.super.Header, c.super.Payload = first[:headers], c.payload[from:]
+	c.super.Offload = SuperOffload(&r.h, r.segment)
 	r.patch(first[:headers])
 	return &c.super
 }

@@ -1,5 +1,7 @@
 package encap
 
+import "encoding/binary"
+
 // GSO says what a super-packet is split into.
 type GSO uint8
 
@@ -13,11 +15,55 @@ const (
 // Offload is the offload metadata of one packet: what is left for a device to do. It holds what the virtio-net header
 // holds (virtio 1.3 section 5.1.6). The zero value says that the packet is finished.
 type Offload struct {
-	// NeedsChecksum: the transport checksum field holds the pseudo-header's sum alone.
+	// NeedsChecksum: the checksum field holds the pseudo-header's sum alone.
 	NeedsChecksum bool
-	GSO           GSO
+	// ChecksumStart is where the bytes that the checksum covers begin, ChecksumField where it stands, both from the start
+	// of the packet, when NeedsChecksum. Of a packet that is itself a tunnel's, they are the innermost packet's.
+	ChecksumStart, ChecksumField int
+
+	GSO GSO
 	// SegmentSize is how many bytes of payload each segment carries, when GSO is not GSONone.
 	SegmentSize int
+}
+
+// SuperOffload returns the offload metadata of a TCP or UDP super-packet of the given segment size whose checksum is left to a
+// device. h is the packet parsed.
+func SuperOffload(h *Headers, segmentSize int) Offload {
+	o := PartialOffload(h)
+	o.GSO, o.SegmentSize = GSOTCP, segmentSize
+	if h.Proto == ProtoUDP {
+		o.GSO = GSOUDP
+	}
+	return o
+}
+
+// PartialOffload returns the offload metadata of a TCP or UDP packet whose checksum is left to a device. h is the packet parsed.
+func PartialOffload(h *Headers) Offload {
+	offset, _, _ := transportChecksumOffset(h.Proto)
+	return Offload{NeedsChecksum: true, ChecksumStart: h.L4, ChecksumField: h.L4 + offset}
+}
+
+// FinishChecksum computes the checksum that NeedsChecksum speaks of, as the kernel's skb_checksum_help (net/core/dev.c)
+// does. It reports false, and changes nothing, when the metadata does not fit the packet.
+func (o Offload) FinishChecksum(packet []byte) bool {
+	if o.ChecksumStart < 0 || o.ChecksumField < o.ChecksumStart || o.ChecksumField+2 > len(packet) {
+		return false
+	}
+	sum := ^Sum(packet[o.ChecksumStart:], 0) // the field takes part: it holds the pseudo-header's sum
+	if sum == 0 {
+		sum = 0xffff // the same in one's complement, and for UDP not "none"
+	}
+	binary.BigEndian.PutUint16(packet[o.ChecksumField:], sum)
+	return true
+}
+
+// HeaderLen returns the length of the IP and transport headers of a TCP or UDP packet, in bytes; 0 of any other.
+func (h *Headers) HeaderLen(packet []byte) int {
+	n := transportHeaderLen(packet, h)
+	if n == 0 {
+		return 0
+	}
+	return h.L4 + n
 }
 
 // IsSuper reports whether the packet stands for several.
@@ -68,5 +114,5 @@ func SuperTCP(packet []byte, h *Headers, limit int) (o Offload, ok bool) {
 	if n == 0 || h.Len == h.L4+n || limit <= headers {
 		return Offload{}, false
 	}
-	return Offload{NeedsChecksum: true, GSO: GSOTCP, SegmentSize: limit - headers}, true
+	return SuperOffload(h, limit-headers), true
 }

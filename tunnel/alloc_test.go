@@ -10,15 +10,19 @@ import (
 )
 
 // still is both ends of a tunnel in which nothing moves by itself: the steps of the loops are called by hand.
-type still struct{ receivers []Receiver }
+type still struct {
+	receivers []Receiver
+	joins     bool // takes super-packets
+}
 
-func (s *still) Queues() []Queue                 { return []Queue{s} }
-func (s *still) Read([]Packet) (int, error)      { return 0, ErrClosed }
-func (s *still) Inject([]byte) error             { return nil }
-func (s *still) Close() error                    { return nil }
-func (s *still) NewSender() Sender               { return s }
-func (s *still) Receivers() []Receiver           { return s.receivers }
-func (s *still) Receive([]Datagram) (int, error) { return 0, ErrClosed }
+func (s *still) Queues() []Queue              { return []Queue{s} }
+func (s *still) Read(*Batch) error            { return nil }
+func (s *still) Joins(encap.GSO) bool         { return s.joins }
+func (s *still) Inject([]byte) error          { return nil }
+func (s *still) Close() error                 { return nil }
+func (s *still) NewSender() Sender            { return s }
+func (s *still) Receivers() []Receiver        { return s.receivers }
+func (s *still) Receive() ([]Datagram, error) { return nil, nil }
 
 func (s *still) Write(batch []Packet) error {
 	for i := range batch {
@@ -29,14 +33,17 @@ func (s *still) Write(batch []Packet) error {
 
 func (s *still) Send(batch []Datagram) {
 	for i := range batch {
-		batch[i].Sent, batch[i].Reason = 1, encap.None
+		batch[i].Sent, batch[i].Reason = batch[i].Count, encap.None
 	}
 }
 
+// testBatch is how many packets loopForTest makes.
+const testBatch = 64
+
 // loopForTest returns a tunnel with one peer, a batch of packets for it and a batch of datagrams from it.
-func loopForTest(tb testing.TB, payload int) (t *Tunnel, packets []Packet, datagrams []Datagram) {
+func loopForTest(tb testing.TB, payload int, joins bool) (t *Tunnel, packets []Packet, datagrams []Datagram) {
 	tb.Helper()
-	ends := new(still)
+	ends := &still{joins: joins}
 	ends.receivers = []Receiver{ends}
 	t, err := New(Config{
 		Framing: encap.FramingVXLAN, VNI: 1, MAC: encap.MAC{2, 5: 1}, Local: netip.MustParseAddr("172.30.0.1"), Port: 8472, MTU: 1450,
@@ -49,19 +56,22 @@ func loopForTest(tb testing.TB, payload int) (t *Tunnel, packets []Packet, datag
 	if _, err := t.SetPeers([]routing.Peer{{Name: "hb", Endpoint: remote, MAC: encap.MAC{2, 5: 2}, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.99.0.2/32")}}}); err != nil {
 		tb.Fatal(err)
 	}
-	packets = NewPackets(BatchSize)
-	datagrams = make([]Datagram, BatchSize)
-	for i := range packets {
-		p := &packets[i]
-		p.Data, p.Count = p.Space()[:20+8+payload], 1
+	batch := NewBatch()
+	datagrams = make([]Datagram, testBatch)
+	for i := range datagrams {
+		if batch.Space() == nil {
+			tb.Fatal("no room")
+		}
+		batch.Add(20+8+payload, encap.Offload{})
+		p := &batch.Packets()[i]
 		putUDPv4(p.Data, [4]byte{10, 99, 0, 1}, [4]byte{10, 99, 0, 2}, uint16(i%8))
 		in := make([]byte, 22+len(p.Data))
 		encap.PutVXLAN(in, 1)
 		copy(in[8:], []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0})
 		putUDPv4(in[22:], [4]byte{10, 99, 0, 2}, [4]byte{10, 99, 0, 1}, uint16(i%8))
-		datagrams[i] = Datagram{Data: in, Remote: remote}
+		datagrams[i] = Datagram{Data: in, Count: 1, Remote: remote}
 	}
-	return t, packets, datagrams
+	return t, batch.Packets(), datagrams
 }
 
 // putUDPv4 fills p with a UDP packet that has no checksums: nothing on the way looks at them.
@@ -72,31 +82,55 @@ func putUDPv4(p []byte, src, dst [4]byte, port uint16) {
 	copy(p[20:], []byte{byte(port >> 8), byte(port), 0, 53, byte((len(p) - 20) >> 8), byte(len(p) - 20), 0, 0})
 }
 
-// The loops allocate nothing for a packet.
+// The loops allocate nothing for a packet, nor for a super-packet.
 func TestLoopsDoNotAllocate(t *testing.T) {
-	tun, packets, datagrams := loopForTest(t, 64)
-	x, r := tun.transmitters[0], tun.receivers[0]
-	for name, step := range map[string]func(){
-		"transmit": func() { x.step(packets) },
-		"receive":  func() { _ = r.step(datagrams) },
-	} {
-		if n := testing.AllocsPerRun(100, step); n != 0 {
-			t.Errorf("%s: %v allocations for a batch of %d", name, n, BatchSize)
+	for _, joins := range []bool{false, true} {
+		tun, packets, datagrams := loopForTest(t, 64, joins)
+		for i := range datagrams {
+			datagrams[i].Data = datagrams[0].Data[:len(datagrams[0].Data):len(datagrams[0].Data)] // one flow
+		}
+		x, r := tun.lanes[0].transmit, tun.lanes[0].receive
+		for name, step := range map[string]func(){
+			"transmit": func() { x.step(packets) },
+			"receive":  func() { _ = r.step(datagrams) },
+		} {
+			if n := testing.AllocsPerRun(100, step); n != 0 {
+				t.Errorf("super-packets %v, %s: %v allocations for a batch of %d", joins, name, n, testBatch)
+			}
+		}
+		s := tun.Stats()
+		if s.Encap.Delivered != 101*testBatch || s.Decap.Delivered != 101*testBatch {
+			t.Errorf("nothing moved: %+v", s)
 		}
 	}
-	s := tun.Stats()
-	if s.Encap.Delivered != 101*BatchSize || s.Decap.Delivered != 101*BatchSize {
-		t.Errorf("nothing moved: %+v", s)
+}
+
+// Cutting a super-packet into a train allocates nothing either.
+func TestCuttingDoesNotAllocate(t *testing.T) {
+	tun, _, _ := loopForTest(t, 0, true)
+	x := tun.lanes[0].transmit
+	batch := NewBatch()
+	n := testing.AllocsPerRun(100, func() {
+		batch.Reset()
+		putUDPv4(batch.Space()[Headroom:][:50_028], [4]byte{10, 99, 0, 1}, [4]byte{10, 99, 0, 2}, 7)
+		batch.Add(50_028, encap.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumField: 26, GSO: encap.GSOUDP, SegmentSize: 1000})
+		x.step(batch.Packets())
+	})
+	if n != 0 {
+		t.Errorf("%v allocations for a super-packet of 50", n)
+	}
+	if s := tun.Stats().Encap; s.Delivered != 101*50 || s.Received != 101*50 {
+		t.Errorf("counters %+v", s)
 	}
 }
 
 // The loops over ends in memory: all that user space does for a batch, and nothing of the kernel.
 func BenchmarkLoop(b *testing.B) {
 	for _, payload := range []int{64, 1400} {
-		tun, packets, datagrams := loopForTest(b, payload)
+		tun, packets, datagrams := loopForTest(b, payload, true)
 		for direction, step := range map[string]func() error{
-			"transmit": func() error { tun.transmitters[0].step(packets); return nil },
-			"receive":  func() error { return tun.receivers[0].step(datagrams) },
+			"transmit": func() error { tun.lanes[0].transmit.step(packets); return nil },
+			"receive":  func() error { return tun.lanes[0].receive.step(datagrams) },
 		} {
 			b.Run(fmt.Sprintf("direction=%s/payload=%d", direction, payload), func(b *testing.B) {
 				b.ReportAllocs()
@@ -105,14 +139,14 @@ func BenchmarkLoop(b *testing.B) {
 						b.Fatal(err)
 					}
 				}
-				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*BatchSize), "ns/packet")
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*testBatch), "ns/packet")
 			})
 		}
 	}
 }
 
 func BenchmarkVerdict(b *testing.B) {
-	tun, packets, datagrams := loopForTest(b, 1400)
+	tun, packets, datagrams := loopForTest(b, 1400, true)
 	view, remote := tun.view(), datagrams[0].Remote.Addr()
 	var h encap.Headers
 	for direction, decide := range map[string]func() Verdict{
@@ -133,29 +167,27 @@ func BenchmarkVerdict(b *testing.B) {
 	}
 }
 
-// Real sockets, on loopback: a batch out and in again costs no allocation either.
+// Real sockets, on loopback: a batch out and in again costs no allocation either, be it a train or not.
 func TestSocketsDoNotAllocate(t *testing.T) {
-	u, err := OpenUDP(loopbackConfig(t, 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = u.Close(); _ = u.CloseSenders() }()
-	sender, receiver := u.NewSender(), u.Receivers()[0]
-	out, in := make([]Datagram, 8), make([]Datagram, BatchSize)
-	for i := range out {
-		out[i] = Datagram{Data: make([]byte, 100), Remote: netip.AddrPortFrom(u.cfg.Local, u.cfg.Port), Flow: uint32(i), TOS: 2}
-	}
-	n := testing.AllocsPerRun(100, func() {
-		sender.Send(out)
-		for got := 0; got < len(out); {
-			n, err := receiver.Receive(in)
-			if err != nil {
-				panic(err)
-			}
-			got += n
+	for _, offloads := range []bool{false, true} {
+		cfg := loopbackConfig(t, 1)
+		cfg.Offloads = offloads
+		u := openUDP(t, cfg)
+		sender := u.NewSender()
+		out := make([]Datagram, 8)
+		for i := range out {
+			out[i] = Datagram{Data: make([]byte, 100), Count: 1, Remote: netip.AddrPortFrom(u.cfg.Local, u.cfg.Port), Flow: uint32(i / 4), TOS: 2}
 		}
-	})
-	if n != 0 {
-		t.Errorf("%v allocations for %d datagrams", n, len(out))
+		n := testing.AllocsPerRun(100, func() {
+			sender.Send(out)
+			for got := 0; got < len(out); {
+				for _, d := range receive(t, u, 0) {
+					got += d.Count
+				}
+			}
+		})
+		if n != 0 {
+			t.Errorf("offloads %v: %v allocations for %d datagrams", offloads, n, len(out))
+		}
 	}
 }

@@ -25,7 +25,7 @@ func (d Direction) String() string {
 }
 
 // batchBuckets is one for each power of two up to BatchSize.
-const batchBuckets = 7
+const batchBuckets = 9
 
 // counters is what one goroutine counts in one direction. It is the only writer and shares no cache line.
 type counters struct {
@@ -47,7 +47,7 @@ func (c *counters) countBatch(n int) {
 }
 
 func (c *counters) drop(r encap.Reason, n int) {
-	if n > 0 {
+	if r != encap.None && n > 0 {
 		c.dropped[r].Add(uint64(n))
 	}
 }

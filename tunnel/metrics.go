@@ -104,7 +104,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	c.collectFlow(ch, Encap, &stats.Encap)
 	c.collectFlow(ch, Decap, &stats.Decap)
 	metricHeld.send(ch, float64(stats.Encap.Held))
-	metricSegments.send(ch, float64(stats.Decap.split))
+	metricSegments.send(ch, float64(stats.Encap.split+stats.Decap.split))
 	for kind, n := range map[string]uint64{
 		"arp_request": stats.Generated.ARPRequests, "arp_reply": stats.Generated.ARPReplies,
 		"neighbour_solicitation":  stats.Generated.Solicitations,

@@ -47,8 +47,7 @@ type neighbours struct {
 	entries map[*routing.State]*neighbour
 	waiting int
 	answers bucket
-	sender  Sender
-	count   counters // encap direction: packets that waited
+	out     *transmitter // for packets that waited
 	dgram   [1]Datagram
 	buf     []byte
 }
@@ -56,7 +55,7 @@ type neighbours struct {
 // neighbour is what is known of one peer whose MAC is asked for.
 type neighbour struct {
 	peer    *routing.Peer
-	queue   []heldPacket
+	queue   []Packet  // copies
 	since   time.Time // the oldest of them came
 	probes  int       // unanswered requests
 	asked   time.Time // last request
@@ -65,14 +64,9 @@ type neighbour struct {
 	present bool      // in the snapshot being synchronised
 }
 
-// heldPacket is a copy of a packet that waits, with room for the header in front.
-type heldPacket struct {
-	buf     []byte
-	headers encap.Headers
-}
-
 func newNeighbours(t *Tunnel, sender Sender) *neighbours {
-	return &neighbours{t: t, now: time.Now, entries: make(map[*routing.State]*neighbour), sender: sender}
+	out := newTransmitter(t, t.slowWorker(), nil, sender)
+	return &neighbours{t: t, now: time.Now, entries: make(map[*routing.State]*neighbour), out: out}
 }
 
 // apply puts a new snapshot in force and follows it: peers that left are forgotten, those that came or moved hear of us
@@ -209,9 +203,17 @@ func (n *neighbours) revisit(e *neighbour, now time.Time) {
 
 // giveUp drops the packets that wait for e.
 func (n *neighbours) giveUp(e *neighbour) {
-	n.count.drop(encap.NeighbourUnresolved, len(e.queue))
-	n.waiting -= len(e.queue)
+	n.out.count.drop(encap.NeighbourUnresolved, e.waiting())
+	n.waiting -= e.waiting()
 	e.queue = nil
+}
+
+// waiting returns how many packets wait.
+func (e *neighbour) waiting() (n int) {
+	for i := range e.queue {
+		n += e.queue[i].Count
+	}
+	return n
 }
 
 // hold keeps a copy of p until its peer's MAC is known. When that has become known meanwhile, it is returned and p is
@@ -223,7 +225,7 @@ func (n *neighbours) hold(peer *routing.Peer, p *Packet) (encap.MAC, encap.Reaso
 		return mac, encap.None
 	}
 	e := n.entries[peer.State()]
-	if e == nil || n.stopped || len(e.queue) >= maxWaiting || n.waiting >= maxWaitingTotal {
+	if e == nil || n.stopped || e.waiting()+p.Count > maxWaiting || n.waiting+p.Count > maxWaitingTotal {
 		return encap.MAC{}, encap.NeighbourUnresolved
 	}
 	if len(e.queue) == 0 {
@@ -233,9 +235,8 @@ func (n *neighbours) hold(peer *routing.Peer, p *Packet) (encap.MAC, encap.Reaso
 			n.ask(e)
 		}
 	}
-	buf := make([]byte, Headroom, Headroom+len(p.Data))
-	e.queue = append(e.queue, heldPacket{append(buf, p.Data...), p.Headers})
-	n.waiting++
+	e.queue = append(e.queue, p.clone())
+	n.waiting += p.Count
 	return encap.MAC{}, encap.None
 }
 
@@ -409,34 +410,13 @@ func (n *neighbours) learn(addr netip.Addr, from *routing.Peer, mac encap.MAC) {
 
 // releaseAll sends what waits for e.
 func (n *neighbours) releaseAll(e *neighbour, mac encap.MAC) {
+	n.waiting -= e.waiting()
 	for i := range e.queue {
-		n.release(e.peer, mac, &e.queue[i])
+		p := &e.queue[i]
+		n.out.count.drop(n.out.frame(e.peer, p, encap.Link{Src: n.t.rules.MAC, Dst: mac}), p.Count)
 	}
-	n.waiting -= len(e.queue)
+	n.out.flush()
 	e.queue = nil
-}
-
-// release sends one packet that waited.
-func (n *neighbours) release(peer *routing.Peer, mac encap.MAC, held *heldPacket) {
-	codec := n.t.rules.Codec
-	whole := held.buf[Headroom-codec.Headroom():]
-	packet := held.buf[Headroom:]
-	link := encap.Link{Src: n.t.rules.MAC, Dst: mac}
-	if r := codec.Encap(whole[:codec.Headroom()], packet, &held.headers, link); r != encap.None {
-		n.count.drop(r, 1)
-		return
-	}
-	n.dgram[0] = n.t.datagram(whole, &held.headers, peer.Endpoint)
-	n.sender.Send(n.dgram[:])
-	if r := n.dgram[0].Reason; r != encap.None {
-		n.count.drop(r, 1)
-		return
-	}
-	n.count.delivered.Add(1)
-	n.count.bytes.Add(uint64(len(packet)))
-	c := peer.State().Counters(n.t.slowWorker())
-	c.EncapPackets.Add(1)
-	c.EncapBytes.Add(uint64(len(packet)))
 }
 
 // send encapsulates what appendTo appends and sends it to p.
@@ -452,7 +432,7 @@ func (n *neighbours) send(p *routing.Peer, dst encap.MAC, kind encap.Kind, appen
 	if codec.Encap(header, packet, &h, h.Link) != encap.None {
 		return false
 	}
-	n.dgram[0] = Datagram{Data: n.buf, Remote: p.Endpoint, Flow: h.FlowHash(), TOS: n.t.cfg.TOS}
-	n.sender.Send(n.dgram[:])
+	n.dgram[0] = Datagram{Data: n.buf, Count: 1, Remote: p.Endpoint, Flow: h.FlowHash(), TOS: n.t.cfg.TOS}
+	n.out.sender.Send(n.dgram[:])
 	return n.dgram[0].Reason == encap.None
 }

@@ -1,66 +1,99 @@
 package tunnel
 
 import (
-	"errors"
 	"net/netip"
 
 	"github.com/vxlane/vxlane/encap"
 )
 
 const (
-	// Headroom is how many bytes are free in front of a packet in a slot: more than any header that is written there.
+	// Headroom is how many bytes are free in front of a packet that was read: more than any header that is written there.
 	Headroom = 128
-	// slotSize holds the largest IP packet. Nothing smaller will do: over veth, even a plain UDP socket receives a
-	// whole super-packet of 64 KB from a kernel vxlan peer.
-	slotSize = Headroom + 1<<16
-	// BatchSize is the most packets that one wake-up yields.
-	BatchSize = 64
+	// maxPacket is the largest IP packet. No smaller buffer will do: over veth, even a plain UDP socket receives a whole
+	// super-packet of 64 KB from a kernel vxlan peer.
+	maxPacket = 1 << 16
+	// BatchSize is the most packets, or super-packets, that one wake-up takes from a device.
+	BatchSize = 256
+	// batchBytes bounds the bytes of a batch: what a core's second-level cache holds together with their copies.
+	batchBytes = 4 * (Headroom + maxPacket)
 )
-
-// ErrClosed is what Read and Receive return once their end was closed.
-var ErrClosed = errors.New("closed")
 
 // Packet is one packet between a device and a worker, with the offload metadata that belongs to it.
 type Packet struct {
-	slot []byte
-
-	// Data is the packet. Read sets it within the slot, Headroom bytes from its start: what is in front belongs to the
-	// reader until the next Read. For Write it may be any memory, borrowed until Write returns.
-	Data    []byte
+	// Data is the packet. Read sets it, with Headroom bytes in front that belong to the reader until the next Read. For
+	// Write it may be any memory, borrowed until Write returns.
+	Data []byte
+	// Parts are what follows Data, for Write: a super-packet is not copied together.
+	Parts   [][]byte
 	Headers encap.Headers // Data parsed; Write needs it when Offload says that work is left, Read leaves it alone
 	Offload encap.Offload
 
-	// Count is how many wire packets Data stands for. Write sets Sent to how many of them the device took.
+	// Count is how many wire packets it stands for. Write sets Sent to how many of them the device took.
 	Count, Sent int
-}
 
-// NewPackets returns n packets with slots of their own.
-func NewPackets(n int) []Packet {
-	packets, arena := make([]Packet, n), make([]byte, n*slotSize)
-	for i := range packets {
-		packets[i].slot = arena[i*slotSize : (i+1)*slotSize : (i+1)*slotSize]
-	}
-	return packets
+	whole []byte // Headroom and Data, where Read put it
 }
-
-// Space returns where Read puts a packet.
-func (p *Packet) Space() []byte { return p.slot[Headroom:] }
 
 // withHeader returns the n bytes in front of Data, and them together with Data. Data must be where Read put it.
 func (p *Packet) withHeader(n int) (header, whole []byte) {
-	whole = p.slot[Headroom-n : Headroom+len(p.Data)]
+	whole = p.whole[Headroom-n : Headroom+len(p.Data)]
 	return whole[:n], whole
 }
 
-// Queue is one queue of a device. One goroutine may call Read while another calls Write.
+// clone returns a copy with memory of its own.
+func (p *Packet) clone() Packet {
+	c := *p
+	c.whole = append([]byte(nil), p.whole[:Headroom+len(p.Data)]...)
+	c.Data = c.whole[Headroom:]
+	return c
+}
+
+// Batch is what one wake-up takes from a device: packets, and the memory they are in, packed densely.
+type Batch struct {
+	packets []Packet
+	arena   []byte
+	used    int
+}
+
+// NewBatch returns an empty batch.
+func NewBatch() *Batch {
+	return &Batch{packets: make([]Packet, 0, BatchSize), arena: make([]byte, batchBytes)}
+}
+
+// Reset empties the batch.
+func (b *Batch) Reset() { b.packets, b.used = b.packets[:0], 0 }
+
+// Packets returns what was added.
+func (b *Batch) Packets() []Packet { return b.packets }
+
+// Space returns room for one more packet of any size, with Headroom bytes in front of it within the same memory, or nil
+// when the batch is full.
+func (b *Batch) Space() []byte {
+	if len(b.packets) == cap(b.packets) || len(b.arena)-b.used < Headroom+maxPacket {
+		return nil
+	}
+	return b.arena[b.used : b.used+Headroom+maxPacket]
+}
+
+// Add makes a packet of the first n bytes behind the headroom of what Space returned.
+func (b *Batch) Add(n int, o encap.Offload) {
+	const line = 64 // bytes of a cache line: headers of neighbours do not share one
+	whole := b.arena[b.used : b.used+Headroom+n : b.used+Headroom+n]
+	b.packets = append(b.packets, Packet{Data: whole[Headroom:], Offload: o, Count: 1, whole: whole})
+	b.used += (Headroom + n + line - 1) &^ (line - 1)
+}
+
+// Queue is one queue of a device. One goroutine may use it.
 type Queue interface {
-	// Read waits for packets and fills batch from the front; n is at least 1 when err is nil. The packets are borrowed
-	// until the next Read. It returns ErrClosed once the device was closed.
-	Read(batch []Packet) (n int, err error)
+	// Read adds the packets that are there to an empty batch, without waiting. They are borrowed until the next Read.
+	Read(b *Batch) error
 
 	// Write hands packets to the device and sets Sent in each. Packets that it refuses are the caller's to count; an
 	// error means that the device is gone.
-	Write(batch []Packet) error
+	Write(packets []Packet) error
+
+	// Joins reports whether super-packets of a kind can be written whole: then it pays to make them.
+	Joins(g encap.GSO) bool
 }
 
 // Device is the overlay end of a tunnel.
@@ -69,7 +102,7 @@ type Device interface {
 	Queues() []Queue
 	// Inject hands one finished packet to the host. Any goroutine may call it.
 	Inject(packet []byte) error
-	// Close ends every Read.
+	// Close gives the device back. Its queues must not be in use.
 	Close() error
 }
 
@@ -77,8 +110,12 @@ type Device interface {
 type Datagram struct {
 	// Data is header and packet. For Send it is borrowed until Send returns; Receive sets it, borrowed until the next.
 	Data []byte
-	// SegmentSize, when not 0, says that Data is a train: datagrams of this many bytes, the last may be shorter.
+	// Parts are what follows Data, for Send. No datagram of a train begins or ends within one.
+	Parts [][]byte
+	// SegmentSize, when not 0, says that this is a train: datagrams of so many bytes, the last may be shorter.
 	SegmentSize int
+	// Count is how many datagrams it is, for Send; at most MaxTrain, and together at most maxTrainBytes.
+	Count int
 
 	Remote netip.AddrPort
 	TOS    uint8 // of the outer header; ECN included
@@ -86,10 +123,21 @@ type Datagram struct {
 	DF     bool  // Send only; counts when the underlay's policy is inherit
 	Flow   uint32
 
-	// Sent is how many datagrams of Data were handed to the kernel; Reason why the rest were not. Send sets both.
+	// Sent is how many datagrams were handed to the kernel; Reason why the rest were not. Send sets both.
 	Sent   int
 	Reason encap.Reason
 }
+
+const (
+	// MaxTrain is the most datagrams in a train: UDP_MAX_SEGMENTS (include/linux/udp.h) was that before it was 128, and
+	// UDP_GRO joins no more (net/ipv4/udp_offload.c).
+	MaxTrain = 64
+	// maxTrainBytes is the most bytes in a train: what a UDP datagram over IPv4 can hold.
+	maxTrainBytes = 65507
+)
+
+// TrainSegments returns how many packets of mtu bytes one train can hold, when headroom bytes are put in front of each.
+func TrainSegments(mtu, headroom int) int { return min(MaxTrain, maxTrainBytes/(mtu+headroom)) }
 
 // Sender is one worker's way into the underlay. One goroutine may use it.
 type Sender interface {
@@ -99,9 +147,9 @@ type Sender interface {
 
 // Receiver is one worker's way out of the underlay. One goroutine may use it.
 type Receiver interface {
-	// Receive waits for datagrams and fills batch from the front; n is at least 1 when err is nil. Datagrams of one
-	// outer flow always come from the same receiver. It returns ErrClosed once the underlay was closed.
-	Receive(batch []Datagram) (n int, err error)
+	// Receive returns the datagrams that are there, without waiting. They are borrowed until the next Receive. Those of
+	// one outer flow always come from the same receiver.
+	Receive() ([]Datagram, error)
 }
 
 // Underlay is the network that the datagrams cross.
@@ -110,6 +158,28 @@ type Underlay interface {
 	NewSender() Sender
 	// Receivers returns one receiver for each worker.
 	Receivers() []Receiver
-	// Close ends every Receive.
+	// Close gives the sockets back. Senders and receivers must not be in use.
 	Close() error
+}
+
+// Waiter lets a worker sleep.
+type Waiter interface {
+	// Wait returns when one of the worker's queues or receivers may have something, after Wake, or for no reason. Brief says that
+	// more is expected soon.
+	Wait(brief bool) error
+	// Wake ends the current or the next Wait. Any goroutine may call it, until Close.
+	Wake()
+	// Close gives back what the waiter holds. Wait must have returned.
+	Close() error
+}
+
+// Scheduler is how workers sleep and share their cores with other threads.
+type Scheduler struct {
+	// NewWaiter makes the Waiter of a worker between queues and receivers.
+	NewWaiter func(queues []Queue, receivers []Receiver) (Waiter, error)
+	// Yield offers the core to others. When it is nil, workers that find nothing sleep at once.
+	Yield func()
+	// Patient makes the calling thread one that does not preempt others when it is woken, or an ordinary one again. It is
+	// used where Yield is.
+	Patient func(on bool)
 }

@@ -1,15 +1,13 @@
 package tunnel
 
 import (
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing"
 )
 
-// receiver is one worker's loop from the underlay to the device. All it touches belongs to it, but the table.
+// receiver is one worker's way from the underlay to the device. All it touches belongs to it, but the table.
 type receiver struct {
 	t        *Tunnel
 	worker   int
@@ -17,68 +15,109 @@ type receiver struct {
 	underlay Receiver
 	count    *counters
 
-	datagrams []Datagram // what Receive fills
-	packets   []Packet   // what goes to the device, in order
-	origin    []*routing.Peer
+	packets []Packet        // what was received, in order
+	origin  []*routing.Peer // of each of packets
+	joined  []Packet        // what goes to the device, when the queue takes super-packets
+	first   []int           // of each of joined: the first of packets in it
+	joiner  *encap.Coalescer
 }
 
 func newReceiver(t *Tunnel, worker int, q Queue, u Receiver) *receiver {
 	return &receiver{
 		t: t, worker: worker, queue: q, underlay: u, count: new(counters),
-		datagrams: make([]Datagram, BatchSize),
-		packets:   make([]Packet, 0, BatchSize),
-		origin:    make([]*routing.Peer, 0, BatchSize),
+		packets: make([]Packet, 0, 2*receivePackets),
+		origin:  make([]*routing.Peer, 0, 2*receivePackets),
+		joined:  make([]Packet, 0, 2*receivePackets),
+		first:   make([]int, 0, 2*receivePackets),
+		joiner:  encap.NewCoalescer(2 * receivePackets),
 	}
 }
 
-// run moves batches until the underlay is closed.
-func (x *receiver) run() error {
-	for {
-		n, err := x.underlay.Receive(x.datagrams)
-		if errors.Is(err, ErrClosed) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("receive from underlay: %w", err)
-		}
-		switch err := x.step(x.datagrams[:n]); {
-		case errors.Is(err, ErrClosed):
-			return nil
-		case err != nil:
-			return fmt.Errorf("write to device: %w", err)
-		}
+// turn moves what the underlay has and reports how many packets that was.
+func (x *receiver) turn() (uint64, error) {
+	batch, err := x.underlay.Receive()
+	if len(batch) == 0 {
+		return 0, err
 	}
+	before := x.count.received.Load()
+	if writeErr := x.step(batch); err == nil {
+		err = writeErr
+	}
+	return x.count.received.Load() - before, err
 }
 
-// step moves one batch: one load of the table, a verdict for each datagram, one write.
+// step moves one batch: one load of the table, a verdict for each datagram, super-packets made of what belongs together,
+// one write.
 func (x *receiver) step(batch []Datagram) error {
-	x.count.countBatch(len(batch))
 	view := x.t.view()
 	x.packets, x.origin = x.packets[:0], x.origin[:0]
 	for i := range batch {
-		x.decapsulate(view, &batch[i])
+		x.unpack(view, &batch[i])
 	}
+	x.count.countBatch(len(batch))
 	if len(x.packets) == 0 {
 		return nil
 	}
-	err := x.queue.Write(x.packets)
-	x.account(time.Now().Unix())
+	packets := x.packets
+	join := len(packets) > 1 && (x.queue.Joins(encap.GSOTCP) || x.queue.Joins(encap.GSOUDP))
+	if join {
+		x.join()
+		packets = x.joined
+	}
+	err := x.queue.Write(packets)
+	now := time.Now().Unix()
+	for i := range packets {
+		peer := x.origin[i]
+		if join {
+			peer = x.origin[x.first[i]]
+		}
+		x.account(&packets[i], peer, now)
+	}
 	return err
 }
 
-// decapsulate takes the packet out of d and lines it up for the device, consumes it, or drops it.
-func (x *receiver) decapsulate(view View, d *Datagram) {
-	x.packets = x.packets[:len(x.packets)+1]
+// unpack takes the packets out of one datagram, or out of each of a train.
+func (x *receiver) unpack(view View, d *Datagram) {
+	if d.SegmentSize == 0 || len(d.Data) <= d.SegmentSize {
+		x.decapsulate(view, d, d.Data, 0)
+		return
+	}
+	if x.carriesSuper(d) {
+		x.decapsulate(view, d, d.Data, d.SegmentSize)
+		return
+	}
+	for data := d.Data; len(data) > 0; {
+		n := min(d.SegmentSize, len(data))
+		x.decapsulate(view, d, data[:n:n], 0)
+		data = data[n:]
+	}
+}
+
+// carriesSuper tells a train from one datagram that carries a UDP super-packet: when a kernel vxlan peer on this machine
+// sends one, the size that comes with it is that of the packets within (net/ipv4/udp.c, udp_cmsg_recv). Then the first
+// so many bytes are the beginning of a packet that is as long as all of it.
+func (x *receiver) carriesSuper(d *Datagram) bool {
+	var h encap.Headers
+	if _, r := x.t.rules.Codec.Decap(d.Data[:d.SegmentSize], &h); r != encap.PktTooSmall {
+		return false
+	}
+	packet, r := x.t.rules.Codec.Decap(d.Data, &h)
+	return r == encap.None && h.Proto == encap.ProtoUDP && len(packet) > len(d.Data)-d.SegmentSize
+}
+
+// decapsulate takes the packet out of one datagram and lines it up for the device, consumes it, or drops it. When it is a
+// UDP super-packet, segment is the payload of each packet that it stands for.
+func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int) {
+	x.packets = append(x.packets, Packet{Count: 1})
 	p := &x.packets[len(x.packets)-1]
-	*p = Packet{Count: 1}
-	packet, v := DecideReceive(&x.t.rules, view, d.Data, d.Remote.Addr().Unmap(), &p.Headers)
+	packet, v := DecideReceive(&x.t.rules, view, data, d.Remote.Addr(), &p.Headers)
 	p.Data = packet
 	switch {
 	case v.Reason != encap.None:
 	case v.Consumed:
 		v.Reason = x.t.neighbours.consume(v.Peer, packet, &p.Headers)
 	default:
-		v.Reason = x.finish(p, d.TOS)
+		v.Reason = x.finish(p, d.TOS, segment)
 	}
 	x.count.received.Add(uint64(p.Count))
 	switch {
@@ -93,17 +132,17 @@ func (x *receiver) decapsulate(view View, d *Datagram) {
 	x.packets = x.packets[:len(x.packets)-1]
 }
 
-// finish does what this end of the tunnel owes a packet: the congestion mark, the TTL, and a checksum that a sender on
-// this machine left to a device.
-func (x *receiver) finish(p *Packet, outerTOS uint8) encap.Reason {
+// finish does what this end of the tunnel owes a packet: offload metadata for what a sender on this machine left to a
+// device, the congestion mark, and the TTL.
+func (x *receiver) finish(p *Packet, outerTOS uint8, segment int) encap.Reason {
 	h := &p.Headers
-	limit := min(x.t.mtu, x.t.hints.limit(h.Dst))
 	partial := encap.HasPartialChecksum(p.Data, h)
-	if o, ok := encap.SuperTCP(p.Data, h, limit); ok && (partial || encap.InspectChecksum(p.Data, h) == encap.ChecksumWhole) {
+	switch o, ok := x.super(p, segment, partial); {
+	case ok:
 		p.Offload = o
 		p.Count = o.Segments(p.Data, h)
-	} else if partial {
-		encap.FinishChecksum(p.Data, h)
+	case partial:
+		p.Offload = encap.PartialOffload(h)
 	}
 	ecn, ok := encap.DecapECN(outerTOS, h.TOS)
 	if !ok {
@@ -116,26 +155,64 @@ func (x *receiver) finish(p *Packet, outerTOS uint8) encap.Reason {
 	return encap.None
 }
 
-// account books what Write reports.
-func (x *receiver) account(now int64) {
-	for i := range x.packets {
-		p, peer := &x.packets[i], x.origin[i]
-		x.count.drop(encap.TUNWrite, p.Count-p.Sent)
-		if p.Offload.IsSuper() {
-			x.count.split.Add(uint64(p.Sent))
-		}
-		if p.Sent == 0 {
-			continue
-		}
-		x.count.delivered.Add(uint64(p.Sent))
-		x.count.bytes.Add(uint64(len(p.Data)))
-		if peer == nil {
-			continue
-		}
-		state := peer.State()
-		state.SetLastReceive(now)
-		c := state.Counters(x.worker)
-		c.DecapPackets.Add(uint64(p.Sent))
-		c.DecapBytes.Add(uint64(len(p.Data)))
+// super returns the metadata of a super-packet that a sender on this machine left unsegmented. One with a checksum that is
+// neither whole nor the pseudo-header's is none: a new checksum would hide the damage.
+func (x *receiver) super(p *Packet, segment int, partial bool) (encap.Offload, bool) {
+	h := &p.Headers
+	if segment > 0 {
+		return encap.SuperOffload(h, segment), partial
 	}
+	limit := min(x.t.mtu, x.t.hints.limit(h.Dst))
+	o, ok := encap.SuperTCP(p.Data, h, limit)
+	if ok && !partial {
+		ok = encap.InspectChecksum(p.Data, h) == encap.ChecksumWhole
+		if ok {
+			encap.LeaveChecksum(p.Data, h)
+		}
+	}
+	return o, ok
+}
+
+// join makes super-packets of the packets that continue each other, within this batch.
+func (x *receiver) join() {
+	x.joined, x.first = x.joined[:0], x.first[:0]
+	x.joiner.Reset()
+	for i := range x.packets {
+		p := &x.packets[i]
+		good := p.Offload.NeedsChecksum || encap.InspectChecksum(p.Data, &p.Headers) == encap.ChecksumWhole
+		x.joiner.Add(p.Data, &p.Headers, good && !p.Offload.IsSuper())
+	}
+	for s := range x.joiner.All {
+		p := &x.packets[s.First]
+		if s.Packets > 1 {
+			p.Data, p.Parts, p.Offload, p.Count = s.Header, s.Payload, s.Offload, s.Packets
+		}
+		x.joined = append(x.joined, *p)
+		x.first = append(x.first, s.First)
+	}
+}
+
+// account books what Write reports for one packet.
+func (x *receiver) account(p *Packet, peer *routing.Peer, now int64) {
+	x.count.drop(encap.TUNWrite, p.Count-p.Sent)
+	if p.Sent == 0 {
+		return
+	}
+	if p.Offload.IsSuper() && !x.queue.Joins(p.Offload.GSO) {
+		x.count.split.Add(uint64(p.Sent))
+	}
+	bytes := len(p.Data) * max(1, min(len(p.Parts), p.Count))
+	for _, part := range p.Parts {
+		bytes += len(part)
+	}
+	x.count.delivered.Add(uint64(p.Sent))
+	x.count.bytes.Add(uint64(bytes))
+	if peer == nil {
+		return
+	}
+	state := peer.State()
+	state.SetLastReceive(now)
+	c := state.Counters(x.worker)
+	c.DecapPackets.Add(uint64(p.Sent))
+	c.DecapBytes.Add(uint64(bytes))
 }

@@ -16,13 +16,11 @@ type Stats struct {
 // Stats adds up the counters. They are read while they move: sums are exact once traffic rests.
 func (t *Tunnel) Stats() Stats {
 	var s Stats
-	for _, x := range t.transmitters {
-		s.Encap.add(x.count)
+	for _, l := range t.lanes {
+		s.Encap.add(l.transmit.count)
+		s.Decap.add(l.receive.count)
 	}
-	for _, x := range t.receivers {
-		s.Decap.add(x.count)
-	}
-	s.Encap.add(&t.neighbours.count)
+	s.Encap.add(t.neighbours.out.count)
 	s.Encap.Held = uint64(t.neighbours.held())
 	s.Encap.finish()
 	s.Decap.finish()
@@ -58,4 +56,4 @@ func (t *Tunnel) PeerStatus() []PeerStatus {
 func (t *Tunnel) Started() time.Time { return t.started }
 
 // Workers returns how many workers the tunnel has.
-func (t *Tunnel) Workers() int { return len(t.transmitters) }
+func (t *Tunnel) Workers() int { return len(t.workers) }

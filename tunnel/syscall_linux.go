@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"runtime"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -11,7 +10,8 @@ import (
 	"github.com/vxlane/vxlane/routing"
 )
 
-// golang.org/x/sys has neither sendmmsg nor recvmmsg, and its writev allocates: these are the bare calls.
+// The system calls of the packet path. golang.org/x/sys has no sendmmsg and no recvmmsg, and its writev allocates. All are
+// nonblocking, so they go past the Go scheduler: it would only learn of a thread that is busy in the kernel.
 
 // mmsghdr is struct mmsghdr of socket(7); Go pads it as C does.
 type mmsghdr struct {
@@ -21,41 +21,31 @@ type mmsghdr struct {
 
 // recvmmsg fills msgs without waiting and returns how many it filled.
 func recvmmsg(fd int, msgs []mmsghdr) (int, error) {
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
+	return result(unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0))
 }
 
 // sendmmsg sends msgs without waiting and returns how many went. The error is that of the first that did not, and only
 // given when none went.
 func sendmmsg(fd int, msgs []mmsghdr) (int, error) {
-	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0)
+	return result(unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0))
+}
+
+// read reads one packet.
+func read(fd int, b []byte) (int, error) {
+	return result(unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b))))
+}
+
+// writev writes one packet in pieces.
+func writev(fd int, iov []unix.Iovec) error {
+	_, err := result(unix.RawSyscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov))))
+	return err
+}
+
+func result(n, _ uintptr, errno syscall.Errno) (int, error) {
 	if errno != 0 {
 		return 0, errno
 	}
 	return int(n), nil
-}
-
-// writev2 writes head and payload as one packet; payload may be empty.
-func writev2(fd int, head, payload []byte) error {
-	var iov [2]unix.Iovec
-	n := 1
-	iov[0].Base = unsafe.SliceData(head)
-	iov[0].SetLen(len(head))
-	if len(payload) > 0 {
-		iov[1].Base = unsafe.SliceData(payload)
-		iov[1].SetLen(len(payload))
-		n = 2
-	}
-	_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(n))
-	runtime.KeepAlive(head)
-	runtime.KeepAlive(payload)
-	if errno != 0 {
-		return errno
-	}
-	return nil
 }
 
 // errnoCounters counts errors by errno. Errors are rare: a lock will do.

@@ -1,10 +1,22 @@
 package tunnel
 
+import (
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+)
+
 // Tier is the set of kernel offloads in use.
 type Tier string
 
-// TierPortable needs nothing but a TUN device and UDP sockets.
-const TierPortable Tier = "portable"
+const (
+	// TierPortable needs nothing but a TUN device and UDP sockets: finished packets, one by one through the device.
+	TierPortable Tier = "portable"
+	// TierUDPGSO moves super-packets through the device and trains through the sockets.
+	TierUDPGSO Tier = "udp-gso"
+	// TierTunnelGSO sends TCP super-packets whole, through an outer TAP device, and all else as TierUDPGSO does.
+	TierTunnelGSO Tier = "tunnel-gso"
+)
 
 // Capability is one kernel feature: whether it is in use, and why not.
 type Capability struct {
@@ -13,24 +25,38 @@ type Capability struct {
 	Reason  string `json:"reason,omitempty"` // why it is off
 }
 
-// Capabilities returns the features of the portable tier with n workers.
-func Capabilities(n int) []Capability {
-	const (
-		notPortable = "the portable tier moves finished packets one by one"
-		oneWorker   = "one worker needs no more than one queue (device.queues)"
-	)
-	several := func(name string) Capability {
-		if n > 1 {
-			return Capability{Name: name, Enabled: true}
-		}
-		return Capability{Name: name, Reason: oneWorker}
+// feature is a Capability that can be withdrawn while packets move. The zero value is on.
+type feature struct{ off atomic.Pointer[string] }
+
+// on reports whether the feature is in use.
+func (f *feature) on() bool { return f.off.Load() == nil }
+
+// disable turns the feature off for a reason.
+func (f *feature) disable(format string, args ...any) {
+	reason := fmt.Sprintf(format, args...)
+	f.off.CompareAndSwap(nil, &reason)
+}
+
+// withdraw turns off a feature that the kernel refused while packets moved, and logs it the first time.
+func (f *feature) withdraw(log *slog.Logger, name string, err error) {
+	reason := fmt.Sprintf("withdrawn: the kernel refused it with %v", err)
+	if f.off.CompareAndSwap(nil, &reason) && log != nil {
+		log.Warn("a kernel feature does not work and is not used any more", "feature", name, "err", err)
 	}
-	return []Capability{
-		{Name: "tso", Reason: notPortable},
-		{Name: "uso", Reason: notPortable},
-		{Name: "gso", Reason: notPortable},
-		{Name: "gro", Reason: notPortable},
-		several("multiqueue"),
-		several("reuseport"),
+}
+
+func (f *feature) capability(name string) Capability {
+	if reason := f.off.Load(); reason != nil {
+		return Capability{Name: name, Reason: *reason}
 	}
+	return Capability{Name: name, Enabled: true}
+}
+
+// SharedCapabilities returns the features that depend on the number of workers alone.
+func SharedCapabilities(workers int) []Capability {
+	var several feature
+	if workers == 1 {
+		several.disable("one worker needs no more than one queue (device.queues)")
+	}
+	return []Capability{several.capability("multiqueue"), several.capability("reuseport")}
 }

@@ -1,15 +1,13 @@
 package tunnel
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
 
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing"
 )
 
-// transmitter is one worker's loop from the device to the underlay. All it touches belongs to it, but the table.
+// transmitter is one worker's way from the device to the underlay. All it touches belongs to it, but the table.
 type transmitter struct {
 	t      *Tunnel
 	worker int
@@ -17,100 +15,136 @@ type transmitter struct {
 	sender Sender
 	count  *counters
 
-	packets   []Packet   // what Read fills
+	batch     *Batch
 	datagrams []Datagram // what goes to the sender, in order
 	origin    []sent     // who each datagram is for
+	cutter    cutter
 }
 
 // sent remembers what a datagram came from until its fate is known.
 type sent struct {
 	peer  *routing.Peer
-	bytes int
+	bytes int // of packets, headers of the underlay not included
 }
 
 func newTransmitter(t *Tunnel, worker int, q Queue, s Sender) *transmitter {
 	return &transmitter{
 		t: t, worker: worker, queue: q, sender: s, count: new(counters),
-		packets:   NewPackets(BatchSize),
 		datagrams: make([]Datagram, 0, BatchSize),
 		origin:    make([]sent, 0, BatchSize),
+		cutter:    newCutter(),
 	}
 }
 
-// run moves batches until the device is closed.
-func (x *transmitter) run() error {
-	for {
-		n, err := x.queue.Read(x.packets)
-		if errors.Is(err, ErrClosed) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("read from device: %w", err)
-		}
-		x.step(x.packets[:n])
+// turn moves what the device has and reports how many packets that was.
+func (x *transmitter) turn() (uint64, error) {
+	if x.batch == nil {
+		x.batch = NewBatch()
 	}
+	x.batch.Reset()
+	err := x.queue.Read(x.batch)
+	before := x.count.received.Load()
+	if len(x.batch.packets) > 0 {
+		x.step(x.batch.packets)
+	}
+	return x.count.received.Load() - before, err
 }
 
 // step moves one batch: one load of the table, a verdict and a header for each packet, one send.
 func (x *transmitter) step(batch []Packet) {
 	x.count.countBatch(len(batch))
 	view := x.t.view()
-	x.datagrams, x.origin = x.datagrams[:0], x.origin[:0]
 	for i := range batch {
-		p := &batch[i]
-		x.count.received.Add(uint64(p.Count))
-		if r := x.encapsulate(view, p); r != encap.None {
-			x.count.drop(r, p.Count)
-		}
+		x.encapsulate(view, &batch[i])
 	}
+	x.flush()
+}
+
+// flush sends what was lined up and books what became of it.
+func (x *transmitter) flush() {
 	if len(x.datagrams) == 0 {
 		return
 	}
 	x.sender.Send(x.datagrams)
 	x.account()
+	x.datagrams, x.origin = x.datagrams[:0], x.origin[:0]
+	x.cutter.reset()
 }
 
-// encapsulate makes a datagram of p, hands it to the neighbour table to wait for a MAC, or says why it is dropped.
-func (x *transmitter) encapsulate(view View, p *Packet) encap.Reason {
+// encapsulate makes a datagram of p, or a train, hands it to the neighbour table to wait for a MAC, or drops it.
+func (x *transmitter) encapsulate(view View, p *Packet) {
 	v := DecideTransmit(&x.t.rules, view, p.Data, &p.Headers)
-	if v.Reason != encap.None {
-		x.explain(v.Reason, p)
-		return v.Reason
+	p.Count = p.Offload.Segments(p.Data, &p.Headers)
+	x.count.received.Add(uint64(p.Count))
+	r := v.Reason
+	if r == encap.None {
+		x.t.hints.learn(p.Data, &p.Headers)
+		r = x.address(v.Peer, p)
 	}
-	x.t.hints.learn(p.Data, &p.Headers)
+	if r != encap.None {
+		x.explain(r, p)
+		x.count.drop(r, p.Count)
+	}
+}
+
+// address finds what the frame around p needs and sends it on.
+func (x *transmitter) address(peer *routing.Peer, p *Packet) encap.Reason {
 	link := encap.Link{Src: x.t.rules.MAC}
 	if x.t.rules.Ethernet {
-		if link.Dst = v.Peer.LinkAddr(); link.Dst.IsZero() {
-			mac, fate := x.t.neighbours.hold(v.Peer, p)
+		if link.Dst = peer.LinkAddr(); link.Dst.IsZero() {
+			mac, fate := x.t.neighbours.hold(peer, p)
 			if mac.IsZero() {
 				return fate
 			}
 			link.Dst = mac
 		}
 	}
+	return x.frame(peer, p, link)
+}
+
+// frame puts p into a datagram, or cuts it into a train, and lines that up.
+func (x *transmitter) frame(peer *routing.Peer, p *Packet, link encap.Link) encap.Reason {
+	if p.Count > 1 {
+		return x.cut(peer, p, link)
+	}
+	if p.Offload.NeedsChecksum && !p.Offload.FinishChecksum(p.Data) {
+		return encap.NotIP
+	}
 	header, whole := p.withHeader(x.t.rules.Codec.Headroom())
 	if r := x.t.rules.Codec.Encap(header, p.Data, &p.Headers, link); r != encap.None {
-		x.explain(r, p)
 		return r
 	}
-	x.datagrams = append(x.datagrams, x.t.datagram(whole, &p.Headers, v.Peer.Endpoint))
-	x.origin = append(x.origin, sent{v.Peer, len(p.Data)})
+	d := x.t.datagram(&p.Headers, peer.Endpoint)
+	d.Data, d.Count = whole, 1
+	x.line(d, sent{peer, len(p.Data)})
 	return encap.None
+}
+
+func (x *transmitter) line(d Datagram, o sent) {
+	x.datagrams = append(x.datagrams, d)
+	x.origin = append(x.origin, o)
 }
 
 // account books what Send reports.
 func (x *transmitter) account() {
 	for i := range x.datagrams {
 		d, o := &x.datagrams[i], &x.origin[i]
-		if d.Reason != encap.None {
-			x.count.drop(d.Reason, 1)
+		x.count.drop(d.Reason, d.Count-d.Sent)
+		if d.Sent == 0 {
 			continue
 		}
-		x.count.delivered.Add(1)
-		x.count.bytes.Add(uint64(o.bytes))
+		bytes := o.bytes
+		if d.Sent < d.Count {
+			bytes = bytes * d.Sent / d.Count
+		}
+		x.count.delivered.Add(uint64(d.Sent))
+		x.count.bytes.Add(uint64(bytes))
+		if d.SegmentSize > 0 {
+			x.count.split.Add(uint64(d.Sent))
+		}
 		c := o.peer.State().Counters(x.worker)
-		c.EncapPackets.Add(1)
-		c.EncapBytes.Add(uint64(o.bytes))
+		c.EncapPackets.Add(uint64(d.Sent))
+		c.EncapBytes.Add(uint64(bytes))
 	}
 }
 
@@ -132,9 +166,9 @@ func (x *transmitter) explain(r encap.Reason, p *Packet) {
 	}
 }
 
-// datagram describes one datagram that carries a packet to remote.
-func (t *Tunnel) datagram(data []byte, h *encap.Headers, remote netip.AddrPort) Datagram {
-	d := Datagram{Data: data, Remote: remote, Flow: h.FlowHash()}
+// datagram describes a datagram that carries a packet to remote.
+func (t *Tunnel) datagram(h *encap.Headers, remote netip.AddrPort) Datagram {
+	d := Datagram{Remote: remote, Flow: h.FlowHash()}
 	d.DF = h.DF || h.Kind == encap.KindIPv6 // as the kernel's df inherit (drivers/net/vxlan/vxlan_core.c, vxlan_xmit_one)
 	d.TOS = encap.OuterTOS(h.TOS, t.cfg.TOSInherit, t.cfg.TOS)
 	if t.cfg.TTLInherit {

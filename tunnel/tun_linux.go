@@ -4,97 +4,191 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
-	"sync/atomic"
-	"syscall"
 
 	"github.com/songgao/water"
 	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/encap"
-	"github.com/vxlane/vxlane/routing"
 )
 
-// TUN is a TUN device without offloads, opened by songgao/water: the device of the portable tier. It gives and takes one
-// finished packet per call; super-packets are split here.
+// TUNConfig describes a device.
+type TUNConfig struct {
+	Name     string // empty: the first free of vxlane0, vxlane1, …
+	Queues   int
+	Offloads bool // super-packets and unfinished checksums both ways, as far as the kernel knows them
+	Log      *slog.Logger
+}
+
+// TUN is a TUN device.
 //
 // Each worker reads one queue and writes to another, which is detached (TUNSETQUEUE): the driver steers a flow to the
 // queue that last wrote for it, but not for detached ones (drivers/net/tun.c, tun_get_user). So a flow stays on the
 // queue that its hash picks, and its packets in order, whatever is received.
 type TUN struct {
+	cfg    TUNConfig
 	name   string
 	queues []Queue
-	files  []*os.File
-	closed atomic.Bool
+	fds    []int // reader and writer of each queue
+	tso    feature
+	uso    feature
 }
 
-// OpenTUN creates a device with n queues. An empty name takes the first free of vxlane0, vxlane1, ….
-func OpenTUN(name string, n int) (*TUN, error) {
-	if name == "" {
-		name = "vxlane%d"
+// OpenTUN creates a device. It is down, and has no addresses.
+func OpenTUN(cfg TUNConfig) (*TUN, error) {
+	if cfg.Name == "" {
+		cfg.Name = "vxlane%d"
 	}
-	if _, err := net.InterfaceByName(name); err == nil {
+	if _, err := net.InterfaceByName(cfg.Name); err == nil {
 		// Opening would join its queues: a multi-queue TUN device takes more of them from anyone.
-		return nil, explainOpen(name, unix.EBUSY)
+		return nil, explainOpen(cfg.Name, unix.EBUSY)
 	}
-	t := new(TUN)
-	for i := range n {
-		reader, err := t.open(name, false)
-		if err != nil {
-			return nil, errors.Join(err, t.Close())
-		}
-		name = t.name
-		writer, err := t.open(name, true)
-		if err != nil {
-			return nil, errors.Join(err, t.Close())
-		}
-		q, err := newTUNQueue(reader, writer, &t.closed)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("open queue %d of %s: %w", i, name, err), t.Close())
-		}
-		t.queues = append(t.queues, q)
+	t := &TUN{cfg: cfg, name: cfg.Name}
+	if err := t.open(); err != nil {
+		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
 }
 
-func (t *TUN) open(name string, detached bool) (*os.File, error) {
+func (t *TUN) open() error {
+	for i := range t.cfg.Queues {
+		reader, err := t.attach()
+		if err != nil {
+			return err
+		}
+		writer, err := t.attach()
+		if err != nil {
+			return err
+		}
+		if err := detach(writer, t.name); err != nil {
+			return fmt.Errorf("detach queue %d of %s: %w", i, t.name, err)
+		}
+		t.queues = append(t.queues, newTUNQueue(t, reader, writer))
+	}
+	if !t.cfg.Offloads {
+		const portable = "the portable tier moves finished packets one by one"
+		t.tso.disable(portable)
+		t.uso.disable(portable)
+		return nil
+	}
+	t.negotiate()
+	return nil
+}
+
+// attach opens one more queue.
+func (t *TUN) attach() (int, error) {
+	open := openWater
+	if t.cfg.Offloads {
+		open = openVNet
+	}
+	fd, name, err := open(t.name)
+	if err != nil {
+		return -1, explainOpen(t.name, err)
+	}
+	t.name = name
+	t.fds = append(t.fds, fd)
+	return fd, nil
+}
+
+// openWater opens a queue with songgao/water, which knows nothing of offloads, and takes its descriptor out of the reach
+// of Go's poller.
+func openWater(name string) (int, string, error) {
 	dev, err := water.New(water.Config{
 		DeviceType:             water.TUN,
 		PlatformSpecificParams: water.PlatformSpecificParams{Name: name, MultiQueue: true},
 	})
 	if err != nil {
-		return nil, explainOpen(name, err)
+		return -1, "", err
 	}
-	t.name = dev.Name()
 	file, ok := dev.ReadWriteCloser.(*os.File)
 	if !ok {
-		return nil, errors.Join(fmt.Errorf("open device %s: not a file: %T", t.name, dev.ReadWriteCloser), dev.Close())
+		return -1, "", errors.Join(fmt.Errorf("not a file: %T", dev.ReadWriteCloser), dev.Close())
 	}
-	t.files = append(t.files, file)
-	if detached {
-		if err := detach(file, t.name); err != nil {
-			return nil, fmt.Errorf("detach queue of %s: %w", t.name, err)
-		}
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return -1, "", errors.Join(err, dev.Close())
 	}
-	return file, nil
+	fd, dupErr := -1, error(nil)
+	err = conn.Control(func(original uintptr) {
+		fd, dupErr = unix.FcntlInt(original, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	return fd, dev.Name(), errors.Join(err, dupErr, dev.Close())
 }
 
-func detach(file *os.File, name string) error {
+// openVNet opens a queue whose packets have a virtio-net header in front.
+func openVNet(name string) (fd int, actual string, err error) {
+	const flags = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | unix.IFF_VNET_HDR
+	return openTUNDevice(name, flags)
+}
+
+func openTUNDevice(name string, flags uint16) (fd int, actual string, err error) {
+	fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, "", &fs.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
+	}
+	req, err := unix.NewIfreq(name)
+	if err == nil {
+		req.SetUint16(flags)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
+	}
+	if err != nil {
+		return -1, "", errors.Join(err, unix.Close(fd))
+	}
+	actual = req.Name()
+	// A queue takes the flags of the queues before it, whatever it asked for.
+	if err = unix.IoctlIfreq(fd, unix.TUNGETIFF, req); err == nil && req.Uint16()&flags != flags {
+		err = fmt.Errorf("device has flags %#x, want %#x", req.Uint16(), flags)
+	}
+	if err != nil {
+		return -1, "", errors.Join(err, unix.Close(fd))
+	}
+	return fd, actual, nil
+}
+
+func detach(fd int, name string) error {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
 	}
 	req.SetUint16(unix.IFF_DETACH_QUEUE)
-	conn, err := file.SyscallConn()
-	if err != nil {
-		return err
+	return unix.IoctlIfreq(fd, unix.TUNSETQUEUE, req)
+}
+
+// negotiate finds out which super-packets the kernel gives and takes.
+func (t *TUN) negotiate() {
+	if err := unix.IoctlSetInt(t.fds[0], unix.TUNSETOFFLOAD, offloadTCP|offloadUDP); err != nil {
+		t.uso.disable("TUNSETOFFLOAD with USO: %v (Linux 6.2 and later have it)", err)
+		if err := unix.IoctlSetInt(t.fds[0], unix.TUNSETOFFLOAD, offloadTCP); err != nil {
+			t.tso.disable("TUNSETOFFLOAD with TSO: %v", err)
+		}
 	}
-	var ioctlErr error
-	if err := conn.Control(func(fd uintptr) { ioctlErr = unix.IoctlIfreq(int(fd), unix.TUNSETQUEUE, req) }); err != nil {
-		return err
+	for _, p := range []struct {
+		f      *feature
+		packet []byte
+	}{{&t.tso, probeTCP4}, {&t.tso, probeTCP6}, {&t.uso, probeUDP4}} {
+		if err := t.probe(p.packet); err != nil {
+			p.f.disable("the device refuses super-packets: %v", err)
+		}
 	}
-	return ioctlErr
+}
+
+// probe writes a super-packet of two segments to the device, which is down: the kernel judges the metadata before it sees
+// that, so EIO says that they are good, and nothing came of it.
+func (t *TUN) probe(packet []byte) error {
+	var h encap.Headers
+	if r := encap.ParseIP(packet, &h); r != encap.None {
+		return fmt.Errorf("probe packet: %s", r)
+	}
+	head := h.HeaderLen(packet)
+	var header [virtioHeaderLen]byte
+	putVirtio(header[:], encap.SuperOffload(&h, (len(packet)-head)/2), h.Kind, head)
+	_, err := unix.Writev(t.fds[1], [][]byte{header[:], packet})
+	if errors.Is(err, unix.EIO) {
+		return nil
+	}
+	return err
 }
 
 // explainOpen turns the kernel's answer into what it means and what to do.
@@ -131,163 +225,38 @@ func (t *TUN) Queues() []Queue { return t.queues }
 
 // Inject implements Device.
 func (t *TUN) Inject(packet []byte) error {
-	_, err := t.files[1].Write(packet)
+	var header [virtioHeaderLen]byte
+	pieces := [][]byte{header[:], packet}
+	if !t.cfg.Offloads {
+		pieces = pieces[1:]
+	}
+	_, err := unix.Writev(t.fds[1], pieces)
 	return err
 }
 
 // Close implements Device; the device vanishes with its last queue.
 func (t *TUN) Close() error {
-	t.closed.Store(true)
-	errs := make([]error, len(t.files))
-	for i, f := range t.files {
-		if err := f.Close(); !errors.Is(err, os.ErrClosed) {
-			errs[i] = err
-		}
+	var errs []error
+	for _, fd := range t.fds {
+		errs = append(errs, unix.Close(fd))
 	}
+	t.fds = nil
 	return errors.Join(errs...)
 }
 
-// tunQueue is one queue. The fields for reading belong to the goroutine that reads, the rest to the one that writes.
-type tunQueue struct {
-	reader, writer syscall.RawConn
-	closed         *atomic.Bool
-
-	batch    []Packet
-	filled   int
-	readErr  error
-	readFunc func(fd uintptr) bool
-
-	head, payload []byte
-	writeErr      error
-	writeFunc     func(fd uintptr) bool
-	scratch       [256]byte // the headers of a segment
-	splitter      encap.Splitter
-
-	// What AddTo tells.
-	reads, writes routing.Counter
-	errnos        errnoCounters
+// Capabilities returns the device's features.
+func (t *TUN) Capabilities() []Capability {
+	return []Capability{t.tso.capability("tso"), t.uso.capability("uso")}
 }
 
-func newTUNQueue(reader, writer *os.File, closed *atomic.Bool) (*tunQueue, error) {
-	q := &tunQueue{closed: closed}
-	var err error
-	if q.reader, err = reader.SyscallConn(); err != nil {
-		return nil, err
+// AddTo adds the device's counts to c.
+func (t *TUN) AddTo(c *Counts) {
+	for _, q := range t.queues {
+		q := q.(*tunQueue)
+		c.Syscalls["read"] += q.reads.Load()
+		c.Syscalls["writev"] += q.writes.Load()
+		q.errnos.addTo(c.DeviceErrors)
 	}
-	if q.writer, err = writer.SyscallConn(); err != nil {
-		return nil, err
-	}
-	q.readFunc, q.writeFunc = q.readSome, q.writeOne // bound once: a method value allocates
-	return q, nil
-}
-
-// Read implements Queue: it waits for one packet and takes what else is there.
-func (q *tunQueue) Read(batch []Packet) (int, error) {
-	q.batch, q.filled, q.readErr = batch, 0, nil
-	if err := q.reader.Read(q.readFunc); err != nil {
-		return 0, closedOr(q.closed, err)
-	}
-	if q.filled == 0 {
-		return 0, closedOr(q.closed, q.readErr)
-	}
-	return q.filled, nil
-}
-
-// readSome reads until the batch is full or nothing is left; false means wait.
-func (q *tunQueue) readSome(fd uintptr) bool {
-	for q.filled < len(q.batch) {
-		p := &q.batch[q.filled]
-		n, err := unix.Read(int(fd), p.Space())
-		q.reads.Add(1)
-		switch {
-		case err == unix.EINTR:
-		case err == unix.EAGAIN:
-			return q.filled > 0
-		case err != nil:
-			q.readErr = err
-			return true
-		default:
-			p.Data = p.Space()[:n]
-			p.Offload, p.Count = encap.Offload{}, 1
-			q.filled++
-		}
-	}
-	return true
-}
-
-// Write implements Queue.
-func (q *tunQueue) Write(batch []Packet) error {
-	for i := range batch {
-		p := &batch[i]
-		var err error
-		if p.Offload.IsSuper() {
-			err = q.writeSegments(p)
-		} else {
-			p.Sent, err = q.write(p.Data, nil)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// writeSegments splits a super-packet. The headers are copied, the payload is not.
-func (q *tunQueue) writeSegments(p *Packet) error {
-	p.Sent = 0
-	if !q.splitter.Reset(p.Data, &p.Headers, p.Offload) || q.splitter.HeaderLen() > len(q.scratch) {
-		return nil
-	}
-	for q.splitter.Next(q.scratch[:]) {
-		n, err := q.write(q.splitter.Header(), q.splitter.Payload())
-		if err != nil {
-			return err
-		}
-		p.Sent += n
-	}
-	return nil
-}
-
-// write hands one packet, in up to two pieces, to the device; it returns 1 when the device took it, 0 when it refused.
-func (q *tunQueue) write(head, payload []byte) (int, error) {
-	q.head, q.payload, q.writeErr = head, payload, nil
-	if err := q.writer.Write(q.writeFunc); err != nil {
-		return 0, closedOr(q.closed, err)
-	}
-	if q.writeErr == nil {
-		return 1, nil
-	}
-	if q.writeErr == unix.EBADFD {
-		return 0, deviceGone(q.writeErr)
-	}
-	q.errnos.count(q.writeErr)
-	return 0, nil
-}
-
-func (q *tunQueue) writeOne(fd uintptr) bool {
-	for {
-		q.writes.Add(1)
-		q.writeErr = writev2(int(fd), q.head, q.payload)
-		switch q.writeErr {
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return false
-		default:
-			return true
-		}
-	}
-}
-
-// closedOr tells an end that was closed from one that failed. The error alone does not say: what a raw connection
-// returns after Close is internal to package os.
-func closedOr(closed *atomic.Bool, err error) error {
-	switch {
-	case closed.Load():
-		return ErrClosed
-	case errors.Is(err, unix.EBADFD):
-		return deviceGone(err)
-	}
-	return err
 }
 
 func deviceGone(err error) error {

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,11 @@ type Config struct {
 	OuterCheck bool // the outer source must be a peer's endpoint
 	InnerCheck bool // the inner source must be in the peer's allowed prefixes
 
+	// Workers is how many threads move packets, at most one for each queue; 0 is one for each queue.
+	Workers int
+	// Scheduler is how workers sleep and share their cores: KernelScheduler for a kernel's device and sockets.
+	Scheduler Scheduler
+
 	Log *slog.Logger
 }
 
@@ -47,10 +53,10 @@ type Tunnel struct {
 	log      *slog.Logger
 	started  time.Time
 
-	transmitters []*transmitter
-	receivers    []*receiver
-	neighbours   *neighbours
-	slow         slowPath
+	lanes      []*lane
+	workers    []*worker // each has a share of the lanes
+	neighbours *neighbours
+	slow       slowPath
 }
 
 // slowPath is what workers share when they answer for the tunnel.
@@ -86,15 +92,22 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 	t.own.Store(NewAddresses(nil))
 	t.slow.limit = newLimiter()
 	for i, q := range queues {
-		t.transmitters = append(t.transmitters, newTransmitter(t, i, q, underlay.NewSender()))
-		t.receivers = append(t.receivers, newReceiver(t, i, q, receivers[i]))
+		t.lanes = append(t.lanes, &lane{newTransmitter(t, i, q, underlay.NewSender()), newReceiver(t, i, q, receivers[i])})
+	}
+	t.workers = make([]*worker, cmp.Or(min(cfg.Workers, len(queues)), len(queues)))
+	for i := range t.workers {
+		t.workers[i] = &worker{spinner: newSpinner(cfg.Scheduler)}
+	}
+	for i, l := range t.lanes {
+		w := t.workers[i%len(t.workers)]
+		w.lanes = append(w.lanes, l)
 	}
 	t.neighbours = newNeighbours(t, underlay.NewSender())
 	return t, nil
 }
 
 // slowWorker is the index of the counters that packets released by the neighbour table are booked under.
-func (t *Tunnel) slowWorker() int { return len(t.transmitters) }
+func (t *Tunnel) slowWorker() int { return len(t.lanes) }
 
 func (t *Tunnel) view() View { return View{Peers: t.table.Load(), Own: t.own.Load()} }
 
@@ -107,6 +120,9 @@ func (t *Tunnel) SetPeers(peers []routing.Peer) (routing.Change, error) {
 	return t.neighbours.apply(snapshot), nil
 }
 
+// Headroom returns how many bytes the framing puts in front of a packet.
+func (t *Tunnel) Headroom() int { return t.rules.Codec.Headroom() }
+
 // Peers returns the snapshot in force.
 func (t *Tunnel) Peers() *routing.Snapshot { return t.table.Load() }
 
@@ -114,29 +130,52 @@ func (t *Tunnel) Peers() *routing.Snapshot { return t.table.Load() }
 // solicitations for.
 func (t *Tunnel) SetAddresses(prefixes []netip.Prefix) { t.own.Store(NewAddresses(prefixes)) }
 
-// Run moves packets until ctx ends or an end fails, and returns once every worker has stopped. To let it return, it
-// closes both ends.
+// Run moves packets until ctx ends or an end fails, and returns once every worker has stopped. It can be called once.
 func (t *Tunnel) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	failures := make(chan error, 2*len(t.transmitters))
-	var workers sync.WaitGroup
-	for i := range t.transmitters {
-		workers.Go(func() { failures <- t.transmitters[i].run() })
-		workers.Go(func() { failures <- t.receivers[i].run() })
+	if err := t.openWaiters(); err != nil {
+		return errors.Join(err, t.closeWaiters())
 	}
-	workers.Go(func() { t.neighbours.run(ctx) })
+	failures := make(chan error, len(t.workers))
+	var running sync.WaitGroup
+	for _, w := range t.workers {
+		running.Go(func() { failures <- w.run() })
+	}
+	running.Go(func() { t.neighbours.run(ctx) })
 
 	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failures:
-		if err == nil {
-			err = errors.New("an end of the tunnel was closed")
-		}
 	}
 	cancel()
-	closeErr := errors.Join(t.device.Close(), t.underlay.Close())
-	workers.Wait()
-	return errors.Join(err, closeErr)
+	for _, w := range t.workers {
+		w.stop()
+	}
+	running.Wait()
+	return errors.Join(err, t.closeWaiters())
+}
+
+func (t *Tunnel) openWaiters() (err error) {
+	for _, w := range t.workers {
+		queues, receivers := make([]Queue, len(w.lanes)), make([]Receiver, len(w.lanes))
+		for i, l := range w.lanes {
+			queues[i], receivers[i] = l.transmit.queue, l.receive.underlay
+		}
+		if w.waiter, err = t.cfg.Scheduler.NewWaiter(queues, receivers); err != nil {
+			return fmt.Errorf("prepare worker: %w", err)
+		}
+	}
+	return nil
+}
+
+func (t *Tunnel) closeWaiters() error {
+	var errs []error
+	for _, w := range t.workers {
+		if w.waiter != nil {
+			errs = append(errs, w.waiter.Close())
+		}
+	}
+	return errors.Join(errs...)
 }

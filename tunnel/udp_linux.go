@@ -3,9 +3,8 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
-	"os"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,6 +34,9 @@ type UDPConfig struct {
 	NoChecksum    bool // IPv4: send without UDP checksum
 	NoChecksum6TX bool // IPv6: send without UDP checksum
 	NoChecksum6RX bool // IPv6: accept datagrams without UDP checksum
+
+	Offloads bool // send and receive trains, as far as the kernel knows them
+	Log      *slog.Logger
 }
 
 // UDP is an underlay of plain UDP sockets. Datagrams are received on one port, by as many sockets as there are workers:
@@ -43,10 +45,10 @@ type UDPConfig struct {
 type UDP struct {
 	cfg       UDPConfig
 	receivers []Receiver
-	files     []*os.File // of the receivers
-	sockets   []int      // of the senders: Buckets, then, with DFInherit, as many with the bit set
+	sockets   []int // of the senders: Buckets, then, with DFInherit, as many with the bit set
 	senders   []*udpSender
-	closed    atomic.Bool
+	gso       feature
+	gro       feature
 }
 
 const (
@@ -58,7 +60,7 @@ const (
 func OpenUDP(cfg UDPConfig) (*UDP, error) {
 	u := &UDP{cfg: cfg}
 	if err := u.open(); err != nil {
-		return nil, errors.Join(fmt.Errorf("open underlay %s port %d: %w", cfg.Local, cfg.Port, err), u.Close(), u.CloseSenders())
+		return nil, errors.Join(fmt.Errorf("open underlay %s port %d: %w", cfg.Local, cfg.Port, err), u.Close())
 	}
 	return u, nil
 }
@@ -67,18 +69,13 @@ func (u *UDP) open() error {
 	if err := u.claimPort(); err != nil {
 		return err
 	}
+	u.negotiate()
 	for range u.cfg.Receivers {
 		fd, err := u.receiveSocket()
 		if err != nil {
 			return err
 		}
-		file := os.NewFile(uintptr(fd), "underlay")
-		u.files = append(u.files, file)
-		r, err := newUDPReceiver(file, &u.closed)
-		if err != nil {
-			return err
-		}
-		u.receivers = append(u.receivers, r)
+		u.receivers = append(u.receivers, newUDPReceiver(fd))
 	}
 	return u.openSenders()
 }
@@ -111,6 +108,9 @@ func (u *UDP) receiveSocket() (int, error) {
 		if u.cfg.NoChecksum6RX {
 			err = errors.Join(err, setOption(fd, unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1, "UDP_NO_CHECK6_RX"))
 		}
+	}
+	if u.gro.on() {
+		err = errors.Join(err, setOption(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1, "UDP_GRO"))
 	}
 	if err == nil {
 		err = u.bind(fd, u.cfg.Port)
@@ -275,13 +275,18 @@ func (u *UDP) NewSender() Sender {
 	if u.cfg.DF == DFInherit {
 		buckets /= 2
 	}
-	s := newUDPSender(u.sockets, buckets, u.cfg.TOS, u.cfg.Local.Is4())
+	s := newUDPSender(u.sockets, buckets, u.cfg.TOS, u.cfg.Local.Is4(), &u.gso, u.cfg.Log)
 	u.senders = append(u.senders, s)
 	return s
 }
 
 // Receivers implements Underlay.
 func (u *UDP) Receivers() []Receiver { return u.receivers }
+
+// Capabilities returns the sockets' features.
+func (u *UDP) Capabilities() []Capability {
+	return []Capability{u.gso.capability("gso"), u.gro.capability("gro")}
+}
 
 // SourcePorts returns the ports that datagrams are sent from.
 func (u *UDP) SourcePorts() []uint16 {
@@ -297,25 +302,16 @@ func (u *UDP) SourcePorts() []uint16 {
 	return ports
 }
 
-// Close implements Underlay. Senders must have stopped, or stop on their next call.
+// Close implements Underlay.
 func (u *UDP) Close() error {
-	u.closed.Store(true)
 	var errs []error
-	for _, f := range u.files {
-		if err := f.Close(); !errors.Is(err, os.ErrClosed) {
-			errs = append(errs, err)
-		}
+	for _, r := range u.receivers {
+		errs = append(errs, unix.Close(r.(*udpReceiver).socket))
 	}
-	return errors.Join(errs...)
-}
-
-// CloseSenders closes the sockets that datagrams are sent from, once no sender is in use any more.
-func (u *UDP) CloseSenders() error {
-	var errs []error
 	for _, fd := range u.sockets {
 		errs = append(errs, unix.Close(fd))
 	}
-	u.sockets = nil
+	u.receivers, u.sockets = nil, nil
 	return errors.Join(errs...)
 }
 
@@ -337,15 +333,5 @@ func (u *UDP) AddTo(c *Counts) {
 		c.Syscalls["recvmmsg"] += r.calls.Load()
 		c.QueueOverflows += r.overflows()
 		r.errnos.addTo(c.ReceiveErrors)
-	}
-}
-
-// AddTo adds the device's counts to c.
-func (t *TUN) AddTo(c *Counts) {
-	for _, q := range t.queues {
-		q := q.(*tunQueue)
-		c.Syscalls["read"] += q.reads.Load()
-		c.Syscalls["writev"] += q.writes.Load()
-		q.errnos.addTo(c.DeviceErrors)
 	}
 }

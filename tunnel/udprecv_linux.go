@@ -2,9 +2,8 @@ package tunnel
 
 import (
 	"encoding/binary"
-	"os"
+	"fmt"
 	"sync/atomic"
-	"syscall"
 	"time"
 	"unsafe"
 
@@ -13,47 +12,50 @@ import (
 	"github.com/vxlane/vxlane/routing"
 )
 
-// retryPause is how long a worker rests after a system call failed in a way that may pass.
-const retryPause = time.Millisecond
+const (
+	// receiveSlots is the most messages that one call takes. Many, because only what comes in one call can be joined.
+	receiveSlots = 128
+	// receiveBytes and receivePackets are how much a call should bring at most, by what the last one brought: what comes
+	// in one go should still be in the cache when it goes out again.
+	receiveBytes   = 4 << 16
+	receivePackets = 1024
+	// retryPause is how long a worker rests after a system call failed in a way that may pass.
+	retryPause = time.Millisecond
+)
 
 // udpReceiver receives batches from one socket.
 type udpReceiver struct {
-	conn   syscall.RawConn
-	closed *atomic.Bool
+	socket int
 	calls  routing.Counter
 	ovfl   atomic.Uint32 // the kernel's own count
-
 	errnos errnoCounters // of calls that failed and were made again
+
+	slots []receiveSlot
+	msgs  []mmsghdr
+	batch []Datagram
+	want  int // messages to ask for
 
 	// The kernel, so that tests can stand in for it.
 	recvmmsg func(fd int, msgs []mmsghdr) (int, error)
-
-	slots    []receiveSlot
-	msgs     []mmsghdr
-	want     int
-	got      int
-	err      error
-	readFunc func(fd uintptr) bool
 }
 
-// receiveSlot is the memory of one datagram: all that an mmsghdr points to.
+// receiveSlot is the memory of one message: all that an mmsghdr points to.
 type receiveSlot struct {
-	control [128]byte // TOS, and the overflow count; first, for its alignment
+	control [128]byte // TOS, segment size and the overflow count; first, for its alignment
 	data    []byte
 	iov     unix.Iovec
 	name    unix.RawSockaddrInet6 // large enough for IPv4 too
 }
 
-func newUDPReceiver(file *os.File, closed *atomic.Bool) (*udpReceiver, error) {
-	conn, err := file.SyscallConn()
-	if err != nil {
-		return nil, err
+func newUDPReceiver(socket int) *udpReceiver {
+	r := &udpReceiver{
+		socket: socket, recvmmsg: recvmmsg, want: receiveSlots,
+		slots: make([]receiveSlot, receiveSlots), msgs: make([]mmsghdr, receiveSlots), batch: make([]Datagram, receiveSlots),
 	}
-	r := &udpReceiver{conn: conn, closed: closed, recvmmsg: recvmmsg, slots: make([]receiveSlot, BatchSize), msgs: make([]mmsghdr, BatchSize)}
-	arena := make([]byte, BatchSize*slotSize)
+	arena := make([]byte, receiveSlots*maxPacket)
 	for i := range r.slots {
 		s := &r.slots[i]
-		s.data = arena[i*slotSize+Headroom : (i+1)*slotSize]
+		s.data = arena[i*maxPacket : (i+1)*maxPacket]
 		s.iov.Base = unsafe.SliceData(s.data)
 		s.iov.SetLen(len(s.data))
 		hdr := &r.msgs[i].hdr
@@ -62,54 +64,57 @@ func newUDPReceiver(file *os.File, closed *atomic.Bool) (*udpReceiver, error) {
 		hdr.Name = (*byte)(unsafe.Pointer(&s.name))
 		hdr.Control = &s.control[0]
 	}
-	r.readFunc = r.receiveSome // bound once: a method value allocates
-	return r, nil
+	return r
 }
+
+func (r *udpReceiver) fd() int { return r.socket }
 
 // Receive implements Receiver.
-func (r *udpReceiver) Receive(batch []Datagram) (int, error) {
-	r.want = min(len(batch), len(r.msgs))
-	r.got, r.err = 0, nil
-	if err := r.conn.Read(r.readFunc); err != nil {
-		return 0, closedOr(r.closed, err)
-	}
-	if r.err != nil {
-		return 0, closedOr(r.closed, r.err)
-	}
-	for i := range r.got {
-		r.describe(&batch[i], i)
-	}
-	return r.got, nil
-}
-
-// receiveSome takes what is there; false means wait.
-func (r *udpReceiver) receiveSome(fd uintptr) bool {
+func (r *udpReceiver) Receive() ([]Datagram, error) {
 	for i := range r.want {
 		r.msgs[i].hdr.Namelen = unix.SizeofSockaddrInet6
 		r.msgs[i].hdr.SetControllen(len(r.slots[i].control))
 	}
-	for !r.closed.Load() {
-		r.calls.Add(1)
-		r.got, r.err = r.recvmmsg(int(fd), r.msgs[:r.want])
-		switch r.err {
-		case nil, unix.EBADF, unix.ENOTSOCK:
-			return true
-		case unix.EAGAIN:
-			return false
-		case unix.EINTR:
-		default: // out of memory for a moment, or an ICMP error that is for no datagram of ours: nothing is lost by going on
-			r.errnos.count(r.err)
-			time.Sleep(retryPause)
-		}
+	r.calls.Add(1)
+	n, err := r.recvmmsg(r.socket, r.msgs[:r.want])
+	switch err {
+	case nil:
+	case unix.EAGAIN, unix.EINTR:
+		return nil, nil
+	case unix.EBADF, unix.ENOTSOCK:
+		return nil, fmt.Errorf("receive from underlay: %w", err)
+	default: // out of memory for a moment, or an ICMP error that is for no datagram of ours: nothing is lost by going on
+		r.errnos.count(err)
+		time.Sleep(retryPause)
+		return nil, nil
 	}
-	r.got, r.err = 0, ErrClosed
-	return true
+	bytes, packets := 0, 0
+	for i := range n {
+		d := &r.batch[i]
+		r.describe(d, i)
+		bytes += len(d.Data)
+		packets += d.Count
+	}
+	r.adapt(n, bytes, packets)
+	return r.batch[:n], nil
+}
+
+// adapt chooses how many messages the next call asks for.
+func (r *udpReceiver) adapt(n, bytes, packets int) {
+	if n == 0 {
+		return
+	}
+	byBytes, byPackets := receiveBytes*n/max(bytes, 1), receivePackets*n/max(packets, 1)
+	r.want = max(2, min(receiveSlots, byBytes, byPackets))
 }
 
 func (r *udpReceiver) describe(d *Datagram, i int) {
 	m, s := &r.msgs[i], &r.slots[i]
-	*d = Datagram{Data: s.data[:m.len], Remote: addrPort(&s.name)}
+	*d = Datagram{Data: s.data[:m.len], Count: 1, Remote: addrPort(&s.name)}
 	r.readControl(d, s.control[:m.hdr.Controllen])
+	if d.SegmentSize > 0 {
+		d.Count = (len(d.Data) + d.SegmentSize - 1) / d.SegmentSize
+	}
 }
 
 // readControl walks the control messages (cmsg(3)).
@@ -126,6 +131,8 @@ func (r *udpReceiver) readControl(d *Datagram, b []byte) {
 			d.TOS = value[0]
 		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_TCLASS && len(value) >= 4:
 			d.TOS = uint8(binary.NativeEndian.Uint32(value))
+		case h.Level == unix.SOL_UDP && h.Type == unix.UDP_GRO && len(value) >= 4:
+			d.SegmentSize = int(binary.NativeEndian.Uint32(value))
 		case h.Level == unix.SOL_SOCKET && h.Type == unix.SO_RXQ_OVFL && len(value) >= 4:
 			r.ovfl.Store(binary.NativeEndian.Uint32(value))
 		}

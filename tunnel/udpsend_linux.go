@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"encoding/binary"
+	"log/slog"
 	"net/netip"
 	"unsafe"
 
@@ -12,41 +13,71 @@ import (
 )
 
 // udpSender sends batches through the sockets of its underlay. Within a batch, the datagrams of one socket go in one
-// sendmmsg, in order; a flow has one socket, so flows keep their order.
+// sendmmsg, in order; a flow has one socket, so flows keep their order. Datagrams of one socket that follow each other
+// and are as large as each other travel as one train, whatever flow they are of.
+//
+// Glossary: a unit is a Datagram of the batch; a message is what one mmsghdr describes: one unit, or several that make a
+// train.
 type udpSender struct {
 	sockets []int
 	buckets int
 	tos     uint8 // what the sockets set by themselves
 	v4      bool
+	gso     *feature
+	log     *slog.Logger
+
+	chains []chain // of the units of each socket
+	used   []int   // sockets with units, in the order in which they were met
+	next   []int   // of each unit: the next one of its socket, or none
 
 	messages []message
-	run      []mmsghdr // the messages of one socket
-	index    []int     // for each of run, its datagram
-	calls    routing.Counter
+	headers  []mmsghdr // of messages
+	iov      []unix.Iovec
+	units    []int // in the order of messages
+
+	calls routing.Counter
 
 	// The kernel, so that tests can stand in for it.
 	sendmmsg func(fd int, msgs []mmsghdr) (int, error)
 	wait     func(fd int) error
 }
 
-// message is the memory of one datagram on its way: all that an mmsghdr points to.
+// message is what an mmsghdr points to, and what it is made of.
 type message struct {
 	control [controlSize]byte // first, for its alignment
-	iov     unix.Iovec
 	name4   unix.RawSockaddrInet4
 	name6   unix.RawSockaddrInet6
-	socket  int // index into sockets
+
+	units  span // of udpSender.units
+	iov    span // of udpSender.iov
+	size   int  // of each datagram but the last
+	bytes  int
+	count  int  // datagrams
+	closed bool // no datagram may follow
 }
 
-// controlSize has room for a TOS and a TTL: two control messages with an int each.
-const controlSize = 2 * 32
+// span is a part of a slice.
+type span struct{ from, to int }
 
-func newUDPSender(sockets []int, buckets int, tos uint8, v4 bool) *udpSender {
+// chain is the units of one socket.
+type chain struct{ first, last int }
+
+// controlSize has room for a TOS, a TTL and a segment size.
+const controlSize = 3 * 24
+
+// none ends a chain.
+const none = -1
+
+func newUDPSender(sockets []int, buckets int, tos uint8, v4 bool, gso *feature, log *slog.Logger) *udpSender {
 	return &udpSender{
-		sockets: sockets, buckets: buckets, tos: tos, v4: v4,
-		messages: make([]message, BatchSize),
-		run:      make([]mmsghdr, 0, BatchSize),
-		index:    make([]int, 0, BatchSize),
+		sockets: sockets, buckets: buckets, tos: tos, v4: v4, gso: gso, log: log,
+		messages: make([]message, 0, BatchSize),
+		headers:  make([]mmsghdr, 0, BatchSize),
+		iov:      make([]unix.Iovec, 0, 4*BatchSize),
+		chains:   make([]chain, len(sockets)),
+		used:     make([]int, 0, len(sockets)),
+		next:     make([]int, 0, BatchSize),
+		units:    make([]int, 0, BatchSize),
 		sendmmsg: sendmmsg,
 		wait:     waitWritable,
 	}
@@ -54,19 +85,32 @@ func newUDPSender(sockets []int, buckets int, tos uint8, v4 bool) *udpSender {
 
 // Send implements Sender.
 func (s *udpSender) Send(batch []Datagram) {
-	for len(batch) > BatchSize {
-		s.Send(batch[:BatchSize])
-		batch = batch[BatchSize:]
+	s.sort(batch)
+	for _, socket := range s.used {
+		s.gather(batch, s.chains[socket].first)
+		s.flush(batch, s.sockets[socket])
 	}
-	const done = -1
-	for i := range batch {
-		s.messages[i].socket = s.pick(&batch[i])
+}
+
+// sort chains the units of each socket.
+func (s *udpSender) sort(batch []Datagram) {
+	for i := range s.chains {
+		s.chains[i].first = none
 	}
+	s.used, s.next = s.used[:0], s.next[:0]
 	for i := range batch {
-		if socket := s.messages[i].socket; socket != done {
-			s.gather(batch, i, socket, done)
-			s.flush(batch, s.sockets[socket])
+		d := &batch[i]
+		d.Sent, d.Reason = 0, encap.None
+		s.next = append(s.next, none)
+		socket := s.pick(d)
+		c := &s.chains[socket]
+		if c.first == none {
+			c.first = i
+			s.used = append(s.used, socket)
+		} else {
+			s.next[c.last] = i
 		}
+		c.last = i
 	}
 }
 
@@ -79,33 +123,68 @@ func (s *udpSender) pick(d *Datagram) int {
 	return socket
 }
 
-// gather lines up the messages from index first on that go through socket.
-func (s *udpSender) gather(batch []Datagram, first, socket, done int) {
-	s.run, s.index = s.run[:0], s.index[:0]
-	for i := first; i < len(batch); i++ {
-		m := &s.messages[i]
-		if m.socket != socket {
-			continue
+// gather makes messages of the chain that begins with unit i.
+func (s *udpSender) gather(batch []Datagram, i int) {
+	s.messages, s.iov, s.units = s.messages[:0], s.iov[:0], s.units[:0]
+	gso := s.gso.on()
+	for ; i != none; i = s.next[i] {
+		d := &batch[i]
+		if n := len(s.messages); n == 0 || !gso || !s.messages[n-1].takes(&batch[s.units[s.messages[n-1].units.from]], d) {
+			s.begin(d)
 		}
-		m.socket = done
-		s.run = append(s.run, mmsghdr{})
-		s.fill(&s.run[len(s.run)-1].hdr, m, &batch[i])
-		s.index = append(s.index, i)
+		s.add(&s.messages[len(s.messages)-1], i, d)
+	}
+	s.seal(batch)
+}
+
+// begin starts a message for d.
+func (s *udpSender) begin(d *Datagram) {
+	size := d.SegmentSize
+	if size == 0 {
+		size = len(d.Data)
+	}
+	s.messages = append(s.messages, message{size: size, units: span{len(s.units), 0}, iov: span{len(s.iov), 0}})
+}
+
+// add makes unit i, which is d, the last of m, the last message.
+func (s *udpSender) add(m *message, i int, d *Datagram) {
+	m.closed = len(d.Data) < m.size || d.SegmentSize != 0
+	m.count += d.Count
+	m.bytes += len(d.Data)
+	s.iov = appendIovec(s.iov, d.Data)
+	for _, p := range d.Parts {
+		s.iov = appendIovec(s.iov, p)
+		m.bytes += len(p)
+	}
+	s.units = append(s.units, i)
+	m.units.to, m.iov.to = len(s.units), len(s.iov)
+}
+
+// takes reports whether a single datagram can be the next of the train that m is, or becomes by it.
+func (m *message) takes(first, d *Datagram) bool {
+	return !m.closed && d.SegmentSize == 0 && len(d.Data) <= m.size && len(d.Data) > 0 && m.count < MaxTrain && m.bytes+len(d.Data) <= maxTrainBytes &&
+		d.Remote == first.Remote && d.TOS == first.TOS && d.TTL == first.TTL
+}
+
+// seal makes the headers of all messages, once nothing moves in memory any more.
+func (s *udpSender) seal(batch []Datagram) {
+	s.headers = s.headers[:0]
+	for i := range s.messages {
+		m := &s.messages[i]
+		s.headers = append(s.headers, mmsghdr{})
+		s.fill(&s.headers[i].hdr, m, &batch[s.units[m.units.from]])
+		setIovec(&s.headers[i].hdr, s.iov[m.iov.from:m.iov.to])
 	}
 }
 
+func setIovec(hdr *unix.Msghdr, iov []unix.Iovec) {
+	hdr.Iov = unsafe.SliceData(iov)
+	hdr.SetIovlen(len(iov))
+}
+
+// fill sets the address and the control messages.
 func (s *udpSender) fill(hdr *unix.Msghdr, m *message, d *Datagram) {
-	m.iov.Base = unsafe.SliceData(d.Data)
-	m.iov.SetLen(len(d.Data))
-	hdr.Iov = &m.iov
-	hdr.SetIovlen(1)
-	if s.v4 {
-		m.name4 = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: htons(d.Remote.Port()), Addr: d.Remote.Addr().As4()}
-		hdr.Name, hdr.Namelen = (*byte)(unsafe.Pointer(&m.name4)), unix.SizeofSockaddrInet4
-	} else {
-		m.name6 = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: htons(d.Remote.Port()), Addr: d.Remote.Addr().As16()}
-		hdr.Name, hdr.Namelen = (*byte)(unsafe.Pointer(&m.name6)), unix.SizeofSockaddrInet6
-	}
+	s.setName(hdr, m, d.Remote)
 	n := 0
 	if d.TOS != s.tos {
 		n += s.putControl(m.control[n:], unix.IP_TOS, unix.IPV6_TCLASS, int32(d.TOS))
@@ -113,10 +192,23 @@ func (s *udpSender) fill(hdr *unix.Msghdr, m *message, d *Datagram) {
 	if d.TTL != 0 {
 		n += s.putControl(m.control[n:], unix.IP_TTL, unix.IPV6_HOPLIMIT, int32(d.TTL))
 	}
+	if m.count > 1 {
+		n += putSegmentSize(m.control[n:], m.size)
+	}
 	if n > 0 {
 		hdr.Control = &m.control[0]
 		hdr.SetControllen(n)
 	}
+}
+
+func (s *udpSender) setName(hdr *unix.Msghdr, m *message, to netip.AddrPort) {
+	if s.v4 {
+		m.name4 = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: htons(to.Port()), Addr: to.Addr().As4()}
+		hdr.Name, hdr.Namelen = (*byte)(unsafe.Pointer(&m.name4)), unix.SizeofSockaddrInet4
+		return
+	}
+	m.name6 = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: htons(to.Port()), Addr: to.Addr().As16()}
+	hdr.Name, hdr.Namelen = (*byte)(unsafe.Pointer(&m.name6)), unix.SizeofSockaddrInet6
 }
 
 // putControl writes one control message with an int (ip(7), ipv6(7)) and returns the space it takes.
@@ -131,36 +223,115 @@ func (s *udpSender) putControl(b []byte, type4, type6, value int32) int {
 	return unix.CmsgSpace(4)
 }
 
-// flush sends the run and notes the fate of each datagram. A message that the kernel refuses is dropped with a reason;
-// those behind it go on. Nothing is ever sent twice.
+// putSegmentSize writes the control message that makes a train (udp(7), UDP_SEGMENT) and returns the space it takes.
+func putSegmentSize(b []byte, size int) int {
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = unix.SOL_UDP, unix.UDP_SEGMENT
+	h.SetLen(unix.CmsgLen(2))
+	binary.NativeEndian.PutUint16(b[unix.CmsgLen(0):], uint16(size))
+	return unix.CmsgSpace(2)
+}
+
+// flush sends the messages and notes the fate of each unit. A message that the kernel refuses is dropped with a reason,
+// or, when it is a train, sent again datagram by datagram: nothing of it went. Nothing is ever sent twice.
 func (s *udpSender) flush(batch []Datagram, fd int) {
-	for at := 0; at < len(s.run); {
-		s.calls.Add(1)
-		n, err := s.sendmmsg(fd, s.run[at:])
-		for _, i := range s.index[at : at+n] {
-			batch[i].Sent, batch[i].Reason = 1, encap.None
+	for at := 0; at < len(s.headers); {
+		n, err := s.send(fd, s.headers[at:])
+		for i := range s.messages[at : at+n] {
+			s.book(batch, &s.messages[at+i], 0, s.messages[at+i].count, encap.None)
 		}
 		at += n
-		switch {
-		case n > 0, err == unix.EINTR:
-			continue
-		case err == unix.EAGAIN && s.wait(fd) == nil:
+		if err == nil {
 			continue
 		}
-		d := &batch[s.index[at]]
-		d.Sent, d.Reason = 0, encap.UDPSend
-		switch err {
-		case unix.EMSGSIZE:
-			d.Reason = encap.PktTooBig
-		case unix.EAGAIN:
-			d.Reason = encap.QueueFull
+		m := &s.messages[at]
+		if m.count == 1 {
+			s.book(batch, m, 0, 1, reasonOf(err))
+		} else {
+			s.unhitch(batch, m, fd, err)
 		}
 		at++
 	}
 }
 
-// waitWritable waits until a socket's send buffer has room, for a moment only: a device that stopped sending must not stop
-// the worker for good.
+// send sends some of headers, at least one when err is nil.
+func (s *udpSender) send(fd int, headers []mmsghdr) (n int, err error) {
+	for {
+		s.calls.Add(1)
+		n, err = s.sendmmsg(fd, headers)
+		switch {
+		case n > 0:
+			return n, nil
+		case err == unix.EINTR:
+		case err == unix.EAGAIN && s.wait(fd) == nil:
+		case err == nil:
+			return 0, unix.EIO // no progress, and nothing said of it
+		default:
+			return 0, err
+		}
+	}
+}
+
+// unhitch sends the datagrams of a train that the kernel refused one by one. When they go, trains are what it refuses.
+func (s *udpSender) unhitch(batch []Datagram, m *message, fd int, refusal error) {
+	all, iov := true, s.iov[m.iov.from:m.iov.to]
+	for i := range m.count {
+		n, size := 0, 0
+		for ; n < len(iov) && size < m.size; n++ {
+			size += int(iov[n].Len)
+		}
+		single := message{count: 1}
+		var header [1]mmsghdr
+		s.fill(&header[0].hdr, &single, &batch[s.units[m.units.from]])
+		setIovec(&header[0].hdr, iov[:n])
+		iov = iov[n:]
+		_, err := s.send(fd, header[:])
+		if err != nil {
+			all = false
+		}
+		s.book(batch, m, i, 1, reasonOf(err))
+	}
+	if all && (refusal == unix.EIO || refusal == unix.EINVAL || refusal == unix.EOPNOTSUPP || refusal == unix.ENOPROTOOPT) {
+		s.gso.withdraw(s.log, "gso", refusal)
+	}
+}
+
+// book notes the fate of n datagrams of m, from the given one on.
+func (s *udpSender) book(batch []Datagram, m *message, from, n int, r encap.Reason) {
+	for _, i := range s.units[m.units.from:m.units.to] {
+		d := &batch[i]
+		if from >= d.Count {
+			from -= d.Count
+			continue
+		}
+		here := min(n, d.Count-from)
+		if r == encap.None {
+			d.Sent += here
+		} else {
+			d.Reason = r
+		}
+		n, from = n-here, 0
+		if n == 0 {
+			return
+		}
+	}
+}
+
+// reasonOf says why a datagram that was refused with err is dropped.
+func reasonOf(err error) encap.Reason {
+	switch err {
+	case nil:
+		return encap.None
+	case unix.EMSGSIZE:
+		return encap.PktTooBig
+	case unix.EAGAIN:
+		return encap.QueueFull
+	}
+	return encap.UDPSend
+}
+
+// waitWritable waits until a descriptor has room, for a moment only: a device that stopped sending must not stop the
+// worker for good.
 func waitWritable(fd int) error {
 	const patience = 100 // milliseconds
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}

@@ -19,6 +19,10 @@ type kernel struct {
 	sent   []byte // first byte of each datagram that went
 	sizes  []int  // how many messages each call had
 	waits  int
+
+	trains  bool // the sender may make trains
+	feature *feature
+	counts  []int // how many pieces each message had
 }
 
 type answer struct {
@@ -39,14 +43,28 @@ func (k *kernel) sendmmsg(_ int, msgs []mmsghdr) (int, error) {
 		a.n = len(msgs)
 	}
 	for i := range msgs[:a.n] {
-		k.sent = append(k.sent, *msgs[i].hdr.Iov.Base)
+		pieces := unsafe.Slice(msgs[i].hdr.Iov, msgs[i].hdr.Iovlen)
+		k.counts = append(k.counts, len(pieces))
+		for _, p := range pieces {
+			k.sent = append(k.sent, *p.Base)
+		}
 	}
 	return a.n, nil
 }
 
+// gso is the feature of a kernel with or without trains.
+func (k *kernel) gso() *feature {
+	f := new(feature)
+	if !k.trains {
+		f.disable("not in this test")
+	}
+	k.feature = f
+	return f
+}
+
 func (k *kernel) sender(sockets int) *udpSender {
 	fds := make([]int, sockets)
-	s := newUDPSender(fds, sockets, 0, true)
+	s := newUDPSender(fds, sockets, 0, true, k.gso(), nil)
 	s.sendmmsg = k.sendmmsg
 	s.wait = func(int) error { k.waits++; return nil }
 	return s
@@ -55,7 +73,7 @@ func (k *kernel) sender(sockets int) *udpSender {
 func numberedDatagrams(n int) []Datagram {
 	batch := make([]Datagram, n)
 	for i := range batch {
-		batch[i] = Datagram{Data: []byte{byte(i)}, Remote: netip.MustParseAddrPort("192.0.2.1:8472")}
+		batch[i] = Datagram{Data: []byte{byte(i)}, Count: 1, Remote: netip.MustParseAddrPort("192.0.2.1:8472")}
 	}
 	return batch
 }
@@ -174,7 +192,7 @@ func TestSendMoreThanABatch(t *testing.T) {
 // Control messages carry the TOS where it differs from the socket's, and the TTL where one is given.
 func TestControlMessages(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
-		s := newUDPSender([]int{0}, 1, 0, v4)
+		s := newUDPSender([]int{0}, 1, 0, v4, new(feature), nil)
 		for _, c := range []struct {
 			d    Datagram
 			want map[int32]int32 // type to value
@@ -185,7 +203,7 @@ func TestControlMessages(t *testing.T) {
 		} {
 			c.d.Data, c.d.Remote = []byte{1}, netip.MustParseAddrPort("192.0.2.1:8472")
 			var hdr unix.Msghdr
-			s.fill(&hdr, &s.messages[0], &c.d)
+			s.fill(&hdr, &message{count: 1}, &c.d)
 			got := map[int32]int32{}
 			if hdr.Control != nil {
 				messages, err := unix.ParseSocketControlMessage(unsafe.Slice(hdr.Control, hdr.Controllen))

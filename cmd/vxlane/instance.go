@@ -87,7 +87,7 @@ func (in *instance) Status() control.Status {
 		Schema: control.SchemaStatus, Version: cli.Version(), PID: os.Getpid(), Started: v.Tunnel.Started(),
 		Device:      control.DeviceStatus{Device: v.Config.Device, Up: v.IsUp(), AddressesNow: []string{}},
 		Underlay:    control.UnderlayStatus{Underlay: v.Config.Underlay, Device: v.UnderlayName, MTU: v.UnderlayMTU, SourcesUsed: v.SourcePorts},
-		Tier:        tunnel.TierPortable,
+		Tier:        v.Tier(),
 		HostChanges: []string{}, Degraded: []string{},
 		Capabilities: v.Capabilities(),
 	}

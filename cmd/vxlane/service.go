@@ -64,6 +64,7 @@ func (s *service) open(socket string) error {
 			return err
 		}
 	}
+	s.reserveThreads()
 	if s.config.Metrics.Listen == "" {
 		return nil
 	}
@@ -73,6 +74,17 @@ func (s *service) open(socket string) error {
 	}
 	s.metrics = l
 	return nil
+}
+
+// reserveThreads lets every worker run, and something beside them: a worker that comes back from the kernel never waits
+// for another to leave Go code.
+func (s *service) reserveThreads() {
+	const others = 2 // collector and control socket
+	workers := 0
+	for _, in := range s.tunnels {
+		workers += in.vtep.Config.Device.Queues
+	}
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), workers+others))
 }
 
 // discard closes what open made, when nothing ran.
@@ -152,7 +164,7 @@ func (s *service) announce(ctx context.Context, ready *sync.WaitGroup, started c
 	for _, in := range s.tunnels {
 		c := &in.vtep.Config
 		s.log.Info("ready", "device", c.Device.Name, "mtu", c.Device.MTU, "encap", c.Underlay.Encap, "vni", c.Underlay.VNI,
-			"local", c.Underlay.Local, "port", c.Underlay.Port, "tier", tunnel.TierPortable, "queues", c.Device.Queues,
+			"local", c.Underlay.Local, "port", c.Underlay.Port, "tier", in.vtep.Tier(), "queues", c.Device.Queues,
 			"peers", len(c.Peers), "socket", in.socket.Addr())
 	}
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // not under systemd: nothing happens

@@ -35,11 +35,11 @@ func (d *document) checkConfig(c *Config) {
 		d.checkUnderlay(&t.Underlay, key+".underlay")
 		d.checkPeers(t, t.Peers, key+".peers")
 		switch t.Tier {
-		case TierAuto, TierPortable:
-		case TierUDPGSO, TierTunnelGSO:
-			d.fail(key+".tier", "%s is not available in this version: use auto or portable", t.Tier)
+		case TierAuto, TierPortable, TierUDPGSO:
+		case TierTunnelGSO:
+			d.fail(key+".tier", "%s is not available in this version: use auto, udp-gso or portable", t.Tier)
 		default:
-			d.fail(key+".tier", "%q: want auto or portable", t.Tier)
+			d.fail(key+".tier", "%q: want auto, udp-gso or portable", t.Tier)
 		}
 		d.checkAgainst(c.Tunnels[:i], t, key)
 	}

@@ -18,7 +18,7 @@ import (
 // Tier is the set of kernel offloads that a tunnel is to use.
 type Tier string
 
-// The tiers. All but TierAuto and TierPortable are known by name only in this version.
+// The tiers. TierTunnelGSO is known by name only in this version.
 const (
 	TierAuto      Tier = "auto"
 	TierTunnelGSO Tier = "tunnel-gso"

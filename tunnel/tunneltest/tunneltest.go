@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/tunnel"
@@ -23,7 +24,7 @@ type Device struct {
 func NewDevice(n int) *Device {
 	d := new(Device)
 	for range n {
-		d.queues = append(d.queues, &Queue{in: make(chan [][]byte, 1024), closed: make(chan struct{})})
+		d.queues = append(d.queues, &Queue{in: make(chan [][]byte, 1024)})
 	}
 	return d
 }
@@ -56,62 +57,80 @@ func (d *Device) Injected() [][]byte {
 }
 
 // Close implements tunnel.Device.
-func (d *Device) Close() error {
-	for _, q := range d.queues {
-		q.close()
-	}
-	return nil
-}
+func (d *Device) Close() error { return nil }
 
 // Queue is one queue of a Device.
 type Queue struct {
-	in     chan [][]byte
-	once   sync.Once
-	closed chan struct{}
+	in   chan [][]byte
+	bell bell
+
+	// Offload is the metadata of every packet that the tunnel reads; TakesSupers makes it write super-packets whole.
+	Offload     encap.Offload
+	TakesSupers bool
 
 	// Refuse, when set, says for each written packet whether the device refuses it. Gone, when set, ends Write with it.
 	Refuse func(packet []byte) bool
 	Gone   error
 
-	mu      sync.Mutex
-	written [][]byte
+	mu       sync.Mutex
+	written  [][]byte
+	offloads []encap.Offload
 }
-
-func (q *Queue) close() { q.once.Do(func() { close(q.closed) }) }
 
 // Put hands packets to the tunnel as one batch.
-func (q *Queue) Put(packets ...[]byte) { q.in <- packets }
-
-// Read implements tunnel.Queue.
-func (q *Queue) Read(batch []tunnel.Packet) (int, error) {
-	select {
-	case packets := <-q.in:
-		for i, p := range packets {
-			batch[i].Data = batch[i].Space()[:copy(batch[i].Space(), p)]
-			batch[i].Offload, batch[i].Count = encap.Offload{}, 1
-		}
-		return len(packets), nil
-	case <-q.closed:
-		return 0, tunnel.ErrClosed
-	}
+func (q *Queue) Put(packets ...[]byte) {
+	q.in <- packets
+	q.bell.ring()
 }
 
-// Write implements tunnel.Queue. Super-packets are kept whole and count as what they stand for.
-func (q *Queue) Write(batch []tunnel.Packet) error {
+// Read implements tunnel.Queue.
+func (q *Queue) Read(b *tunnel.Batch) error {
+	select {
+	case packets := <-q.in:
+		for _, p := range packets {
+			b.Add(copy(b.Space()[tunnel.Headroom:], p), q.Offload)
+		}
+	default:
+	}
+	return nil
+}
+
+// Joins implements tunnel.Queue.
+func (q *Queue) Joins(encap.GSO) bool { return q.TakesSupers }
+
+// Write implements tunnel.Queue. Super-packets are kept whole and count as what they stand for; a checksum that was left
+// to the device is finished in others.
+func (q *Queue) Write(packets []tunnel.Packet) error {
 	if q.Gone != nil {
 		return q.Gone
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for i := range batch {
-		p := &batch[i]
+	for i := range packets {
+		p := &packets[i]
 		p.Sent = 0
-		if q.Refuse == nil || !q.Refuse(p.Data) {
-			q.written = append(q.written, append([]byte(nil), p.Data...))
-			p.Sent = p.Count
+		if q.Refuse != nil && q.Refuse(p.Data) {
+			continue
 		}
+		kept := append([]byte(nil), p.Data...)
+		for _, part := range p.Parts {
+			kept = append(kept, part...)
+		}
+		if p.Offload.NeedsChecksum && !p.Offload.IsSuper() {
+			p.Offload.FinishChecksum(kept)
+		}
+		q.written = append(q.written, kept)
+		q.offloads = append(q.offloads, p.Offload)
+		p.Sent = p.Count
 	}
 	return nil
+}
+
+// Offloads returns the metadata of what the tunnel wrote so far.
+func (q *Queue) Offloads() []encap.Offload {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.offloads
 }
 
 // Written returns what the tunnel wrote so far.
@@ -135,7 +154,7 @@ type Underlay struct {
 func NewUnderlay(n int) *Underlay {
 	u := new(Underlay)
 	for range n {
-		u.receivers = append(u.receivers, &Receiver{in: make(chan []tunnel.Datagram, 1024), closed: make(chan struct{})})
+		u.receivers = append(u.receivers, &Receiver{in: make(chan []tunnel.Datagram, 1024)})
 	}
 	return u
 }
@@ -149,7 +168,7 @@ func (u *Underlay) Send(batch []tunnel.Datagram) {
 	defer u.mu.Unlock()
 	for i := range batch {
 		d := &batch[i]
-		d.Sent, d.Reason = 1, encap.None
+		d.Sent, d.Reason = d.Count, encap.None
 		if u.Refuse != nil {
 			d.Reason = u.Refuse(*d)
 		}
@@ -159,6 +178,9 @@ func (u *Underlay) Send(batch []tunnel.Datagram) {
 		}
 		kept := *d
 		kept.Data = append([]byte(nil), d.Data...)
+		for _, p := range d.Parts {
+			kept.Data = append(kept.Data, p...)
+		}
 		u.sent = append(u.sent, kept)
 	}
 }
@@ -183,37 +205,76 @@ func (u *Underlay) Receivers() []tunnel.Receiver {
 func (u *Underlay) Receiver(i int) *Receiver { return u.receivers[i] }
 
 // Close implements tunnel.Underlay.
-func (u *Underlay) Close() error {
-	for _, r := range u.receivers {
-		r.once.Do(func() { close(r.closed) })
-	}
-	return nil
-}
+func (u *Underlay) Close() error { return nil }
 
 // Receiver is one receiver of an Underlay.
 type Receiver struct {
-	in     chan []tunnel.Datagram
-	once   sync.Once
-	closed chan struct{}
+	in   chan []tunnel.Datagram
+	bell bell
 }
 
 // Put hands datagrams to the tunnel as one batch.
-func (r *Receiver) Put(datagrams ...tunnel.Datagram) { r.in <- datagrams }
+func (r *Receiver) Put(datagrams ...tunnel.Datagram) {
+	r.in <- datagrams
+	r.bell.ring()
+}
 
 // From returns a datagram from addr with port 8472.
 func From(addr string, data []byte) tunnel.Datagram {
-	return tunnel.Datagram{Data: data, Remote: netip.AddrPortFrom(netip.MustParseAddr(addr), 8472)}
+	return tunnel.Datagram{Data: data, Count: 1, Remote: netip.AddrPortFrom(netip.MustParseAddr(addr).Unmap(), 8472)}
 }
 
 // Receive implements tunnel.Receiver.
-func (r *Receiver) Receive(batch []tunnel.Datagram) (int, error) {
+func (r *Receiver) Receive() ([]tunnel.Datagram, error) {
 	select {
 	case datagrams := <-r.in:
-		return copy(batch, datagrams), nil
-	case <-r.closed:
-		return 0, tunnel.ErrClosed
+		return datagrams, nil
+	default:
+		return nil, nil
 	}
 }
+
+// bell is what an end rings when there is something. It is heard by the one waiter that was told of it.
+type bell struct{ rung atomic.Pointer[chan struct{}] }
+
+func (b *bell) ring() {
+	if c := b.rung.Load(); c != nil {
+		select {
+		case *c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// waiter sleeps until a bell rings.
+type waiter struct{ rung chan struct{} }
+
+// NewWaiter makes the waiter of a worker between Queues and Receivers.
+func NewWaiter(queues []tunnel.Queue, receivers []tunnel.Receiver) (tunnel.Waiter, error) {
+	w := &waiter{rung: make(chan struct{}, 1)}
+	for i, q := range queues {
+		q.(*Queue).bell.rung.Store(&w.rung)
+		receivers[i].(*Receiver).bell.rung.Store(&w.rung)
+	}
+	return w, nil
+}
+
+// Wait implements tunnel.Waiter.
+func (w *waiter) Wait(bool) error {
+	<-w.rung
+	return nil
+}
+
+// Wake implements tunnel.Waiter.
+func (w *waiter) Wake() {
+	select {
+	case w.rung <- struct{}{}:
+	default:
+	}
+}
+
+// Close implements tunnel.Waiter.
+func (w *waiter) Close() error { return nil }
 
 // ErrGone stands for a device that was removed.
 var ErrGone = errors.New("device gone")

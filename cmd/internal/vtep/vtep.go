@@ -96,7 +96,8 @@ func (v *VTEP) completeFromHost(key string) error {
 func (v *VTEP) open() error {
 	u, d := &v.Config.Underlay, &v.Config.Device
 	var err error
-	if v.device, err = tunnel.OpenTUN(d.Name, d.Queues); err != nil {
+	offloads := v.Config.Tier != static.TierPortable
+	if v.device, err = tunnel.OpenTUN(tunnel.TUNConfig{Name: d.Name, Queues: d.Queues, Offloads: offloads, Log: v.log}); err != nil {
 		return explainDevice(err)
 	}
 	d.Name = v.device.Name()
@@ -109,6 +110,7 @@ func (v *VTEP) open() error {
 		Local: u.Local, Port: u.Port, MTU: d.MTU,
 		TTLInherit: u.TTL.Inherit, TOSInherit: u.TOS.Inherit, TOS: u.TOS.Value,
 		OuterCheck: u.SourceCheck.Outer, InnerCheck: u.SourceCheck.Inner,
+		Workers: workers(), Scheduler: tunnel.KernelScheduler,
 		Log: v.log,
 	}, v.device, v.underlay)
 	if err != nil {
@@ -118,6 +120,10 @@ func (v *VTEP) open() error {
 	return err
 }
 
+// workers returns how many threads move packets: on half of the cores, as the applications that packets come from and go to
+// need about as much time as the tunnel (docs/decisions/0009).
+func workers() int { return max(1, runtime.NumCPU()/2) }
+
 func (v *VTEP) udpConfig() tunnel.UDPConfig {
 	u := &v.Config.Underlay
 	df := map[static.DF]tunnel.DFPolicy{static.DFUnset: tunnel.DFUnset, static.DFSet: tunnel.DFSet, static.DFInherit: tunnel.DFInherit}
@@ -126,6 +132,7 @@ func (v *VTEP) udpConfig() tunnel.UDPConfig {
 		SourceLow: u.SourcePorts.Range.Low, SourceHigh: u.SourcePorts.Range.High, Buckets: u.SourcePorts.Buckets,
 		TTL: u.TTL.Value, TOS: u.TOS.Value, DF: df[u.DF], NoChecksum: !u.Checksum,
 		NoChecksum6TX: u.ZeroChecksum6.TX, NoChecksum6RX: u.ZeroChecksum6.RX,
+		Offloads: v.Config.Tier != static.TierPortable, Log: v.log,
 	}
 }
 
@@ -133,7 +140,7 @@ func (v *VTEP) udpConfig() tunnel.UDPConfig {
 func (v *VTEP) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if err := v.link.Up(v.Config.Device.MTU); err != nil {
+	if err := v.link.Up(v.Config.Device.MTU, v.maxSegments()); err != nil {
 		return errors.Join(err, v.Close())
 	}
 	finished := make(chan error, 1)
@@ -147,6 +154,14 @@ func (v *VTEP) Run(ctx context.Context, ready func()) error {
 		err = errors.Join(err, <-finished)
 	}
 	return errors.Join(err, v.Close())
+}
+
+// maxSegments is how many packets of the device's MTU one train can hold; 0 when there are no trains.
+func (v *VTEP) maxSegments() int {
+	if v.Config.Tier == static.TierPortable {
+		return 0
+	}
+	return tunnel.TrainSegments(v.Config.Device.MTU, v.Tunnel.Headroom())
 }
 
 // announce tells the host about the tunnel, which moves packets already.
@@ -255,7 +270,7 @@ func (v *VTEP) Close() error {
 		errs = append(errs, v.device.Close())
 	}
 	if v.underlay != nil {
-		errs = append(errs, v.underlay.Close(), v.underlay.CloseSenders())
+		errs = append(errs, v.underlay.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -275,4 +290,15 @@ func (v *VTEP) Counts() tunnel.Counts {
 }
 
 // Capabilities returns the kernel features, in use and not.
-func (v *VTEP) Capabilities() []tunnel.Capability { return tunnel.Capabilities(v.Config.Device.Queues) }
+func (v *VTEP) Capabilities() []tunnel.Capability {
+	all := append(v.device.Capabilities(), v.underlay.Capabilities()...)
+	return append(all, tunnel.SharedCapabilities(v.Config.Device.Queues)...)
+}
+
+// Tier returns the tier in use.
+func (v *VTEP) Tier() tunnel.Tier {
+	if v.Config.Tier == static.TierPortable {
+		return tunnel.TierPortable
+	}
+	return tunnel.TierUDPGSO
+}

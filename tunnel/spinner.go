@@ -1,0 +1,127 @@
+package tunnel
+
+import "time"
+
+// Looking again for a moment before sleeping saves the wake-up, most of the latency of a tunnel on a quiet machine
+// (docs/decisions/0009). These bound what it may cost.
+const (
+	// spinWindow is how long to look after the last packet: a little more than an answer takes from a host next door.
+	spinWindow = 200 * time.Microsecond
+	// spinCredit is how much may be spent in vain at once; it is won back by finding something, and slowly by sleeping.
+	spinCredit = 2 * time.Millisecond
+	// spinShare is the share of the time asleep that is won back.
+	spinShare = 64
+	// yieldLimit tells a core that others need for long: giving it up then takes more than an application's answer.
+	yieldLimit = time.Millisecond
+	// crowdedFor is how long a core that others need is left to them.
+	crowdedFor = 10 * time.Millisecond
+	// sparse is how many packets there may be in rateWindow for looking to pay. When there are more, a sleeping worker finds
+	// many at once when it wakes, and moves them as one train; a watchful one would move them one by one.
+	sparse     = 60
+	rateWindow = time.Millisecond
+	// oneWay is how many times in a row packets may go the same way before nobody is thought to wait for an answer.
+	oneWay = 4
+	// briefFor is how long after the last packet the next one is expected soon.
+	briefFor = time.Second
+)
+
+// spinner decides whether a worker that found nothing looks again at once or sleeps. Times count from start.
+type spinner struct {
+	now   func() time.Duration
+	yield func() // gives others the core; nil: never spin
+	// patient makes this thread one that does not preempt others when it is woken, or an ordinary one again.
+	patient func(bool)
+
+	looking bool
+	since   time.Duration // when looking began
+	until   time.Duration
+	credit  time.Duration
+	slept   time.Duration // when sleep began
+	quiet   time.Duration // no looking before
+	last    time.Duration // when something was found
+	fresh   bool          // something was found since last was set
+
+	moved   uint64        // packets since counted
+	counted time.Duration // when counting began
+	dense   bool          // there were more than sparse
+	way     Direction     // that packets went last
+	same    int           // how many times in a row
+	stream  bool          // a stream is under way: dense, and one way
+}
+
+func newSpinner(s Scheduler) spinner {
+	start := time.Now()
+	return spinner{now: func() time.Duration { return time.Since(start) }, yield: s.Yield, patient: s.Patient, credit: spinCredit, last: -briefFor}
+}
+
+// found notes that there were packets.
+func (s *spinner) found(received, sent uint64) {
+	s.moved += received + sent
+	way := Encap
+	if received > 0 {
+		way = Decap
+	}
+	s.same++
+	if way != s.way || received > 0 && sent > 0 {
+		s.way, s.same = way, 0
+	}
+	if s.looking {
+		s.looking, s.credit = false, spinCredit
+	}
+	s.fresh = true
+}
+
+// again reports whether to look again; then the core has been offered to others before it returns.
+func (s *spinner) again() bool {
+	now := s.now()
+	if s.fresh {
+		s.last, s.fresh = now, false
+	}
+	if s.yield == nil {
+		return false
+	}
+	if span := now - s.counted; span >= rateWindow {
+		s.dense = s.moved*uint64(rateWindow) > sparse*uint64(span)
+		s.moved, s.counted = 0, now
+		s.follow(s.dense && s.same >= oneWay)
+	}
+	if !s.looking {
+		if now < s.quiet || s.dense || s.same >= oneWay {
+			return s.sleep(now)
+		}
+		s.looking, s.since, s.until = true, now, now+min(spinWindow, s.credit)
+	}
+	if now >= s.until {
+		s.credit = max(0, s.credit-(now-s.since))
+		return s.sleep(now)
+	}
+	s.yield()
+	if after := s.now(); after-now > yieldLimit {
+		s.quiet, s.until = after+crowdedFor, 0 // one look more, then sleep
+	}
+	return true
+}
+
+// follow makes the thread one that does not preempt whom it is woken by while a stream is under way: the sender is likely
+// not done yet, on this very core, and what it adds need not wake anyone.
+func (s *spinner) follow(stream bool) {
+	if stream != s.stream {
+		s.stream = stream
+		s.patient(stream)
+	}
+}
+
+func (s *spinner) sleep(now time.Duration) bool {
+	s.looking, s.slept = false, now
+	return false
+}
+
+// expects reports whether more packets are likely soon.
+func (s *spinner) expects() bool { return s.slept-s.last < briefFor }
+
+// woken notes that sleep is over.
+func (s *spinner) woken() {
+	if s.credit < spinCredit {
+		s.credit = min(spinCredit, s.credit+(s.now()-s.slept)/spinShare)
+	}
+}

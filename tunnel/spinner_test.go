@@ -1,0 +1,123 @@
+package tunnel
+
+import (
+	"testing"
+	"time"
+)
+
+// clockwork is a spinner whose time moves by hand: a look costs 1 µs.
+type clockwork struct {
+	spinner
+	at      time.Duration
+	others  time.Duration // how long others use the core when it is offered
+	patient bool
+}
+
+func newClockwork() *clockwork {
+	c := new(clockwork)
+	c.spinner = newSpinner(Scheduler{
+		Yield:   func() { c.at += time.Microsecond + c.others },
+		Patient: func(on bool) { c.patient = on },
+	})
+	c.now = func() time.Duration { return c.at }
+	c.at = time.Hour
+	return c
+}
+
+// idle looks until the spinner wants to sleep, and returns for how long that was.
+func (c *clockwork) idle() time.Duration {
+	start := c.at
+	for c.again() {
+	}
+	return c.at - start
+}
+
+// exchange is a request that went out and an answer that came.
+func (c *clockwork) exchange() {
+	c.found(0, 1)
+	c.at += 30 * time.Microsecond
+	c.again()
+	c.found(1, 0)
+	c.at += 10 * time.Microsecond
+}
+
+func TestLooksForAnAnswer(t *testing.T) {
+	c := newClockwork()
+	for range 1000 {
+		c.exchange()
+	}
+	if got := c.idle(); got != spinWindow {
+		t.Errorf("looked for %v, want %v", got, spinWindow)
+	}
+	if !c.expects() {
+		t.Error("nothing is expected right after an answer")
+	}
+}
+
+func TestLookingInVainIsBounded(t *testing.T) {
+	c := newClockwork()
+	var looked time.Duration
+	start := c.at
+	for range 10_000 { // a packet every 2 ms that nobody answers, and another way each time
+		c.found(0, 1)
+		looked += c.idle()
+		c.at += 2 * time.Millisecond
+		c.woken()
+		c.found(1, 0)
+		looked += c.idle()
+		c.at += 2 * time.Millisecond
+		c.woken()
+	}
+	if share := float64(looked) / float64(c.at-start); share > 1.5/spinShare {
+		t.Errorf("%.1f %% of the time was spent in vain", 100*share)
+	}
+}
+
+func TestNoLookingWithoutPackets(t *testing.T) {
+	c := newClockwork()
+	c.at += time.Hour
+	c.idle()
+	if c.expects() {
+		t.Error("packets are expected after an hour without any")
+	}
+}
+
+// Streams are waited for asleep, by a thread that lets its wakers go on.
+func TestNoLookingWhileAStreamRuns(t *testing.T) {
+	c := newClockwork()
+	for range 1000 {
+		c.found(0, 1)
+		c.at += 5 * time.Microsecond
+		c.again()
+	}
+	c.found(0, 1)
+	if got := c.idle(); got != 0 || !c.patient {
+		t.Errorf("looked for %v amid a stream, patient: %v", got, c.patient)
+	}
+	c.at += time.Second
+	c.exchange()
+	if c.idle() == 0 || c.patient {
+		t.Errorf("the stream is over, patient: %v", c.patient)
+	}
+}
+
+// A core that others need is left to them.
+func TestNoLookingOnACrowdedCore(t *testing.T) {
+	c := newClockwork()
+	c.exchange()
+	c.others = 3 * time.Millisecond
+	if got := c.idle(); got > 2*c.others {
+		t.Errorf("looked for %v on a core that others needed", got)
+	}
+	c.others = 0
+	c.exchange()
+	if got := c.idle(); got != 0 {
+		t.Errorf("looked again for %v at once", got)
+	}
+	c.at += time.Second
+	c.woken()
+	c.exchange()
+	if c.idle() == 0 {
+		t.Error("never looked again")
+	}
+}

@@ -1,0 +1,68 @@
+package tunnel
+
+import (
+	"fmt"
+	"runtime"
+	"sync/atomic"
+)
+
+// lane is one queue of the device and one receiver of the underlay, with all that moves packets between them. One worker
+// uses it.
+type lane struct {
+	transmit *transmitter
+	receive  *receiver
+}
+
+// worker moves packets both ways through its lanes, on a thread of its own. One thread serves both directions because
+// packets come in answer to packets: what a received packet makes the host send is there when the write returns, and
+// nobody has to be woken for it.
+type worker struct {
+	lanes    []*lane
+	waiter   Waiter
+	spinner  spinner
+	stopping atomic.Bool
+}
+
+// run moves packets until stop, or until an end fails.
+func (w *worker) run() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for !w.stopping.Load() {
+		received, sent, err := w.turn()
+		switch {
+		case err != nil:
+			return err
+		case received+sent > 0:
+			w.spinner.found(received, sent)
+		case w.spinner.again():
+		default:
+			if err := w.waiter.Wait(w.spinner.expects()); err != nil {
+				return fmt.Errorf("wait for packets: %w", err)
+			}
+			w.spinner.woken()
+		}
+	}
+	return nil
+}
+
+// turn moves what is there, in both directions, and returns how many packets that was.
+func (w *worker) turn() (received, sent uint64, err error) {
+	for _, l := range w.lanes {
+		n, err := l.receive.turn()
+		if err != nil {
+			return 0, 0, fmt.Errorf("move packets to the device: %w", err)
+		}
+		received += n
+		if n, err = l.transmit.turn(); err != nil {
+			return 0, 0, fmt.Errorf("move packets from the device: %w", err)
+		}
+		sent += n
+	}
+	return received, sent, nil
+}
+
+// stop makes run return. Any goroutine may call it while the waiter is open.
+func (w *worker) stop() {
+	w.stopping.Store(true)
+	w.waiter.Wake()
+}
