@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/vxlane/vxlane/encap"
 )
@@ -182,4 +183,6 @@ type Scheduler struct {
 	// Patient makes the calling thread one that does not preempt others when it is woken, or an ordinary one again. It is
 	// used where Yield is.
 	Patient func(on bool)
+	// Idle returns how long the machine's cores have been idle, added up. It is used where Yield is.
+	Idle func() time.Duration
 }

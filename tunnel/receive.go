@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/vxlane/vxlane/encap"
@@ -20,6 +21,16 @@ type receiver struct {
 	joined  []Packet        // what goes to the device, when the queue takes super-packets
 	first   []int           // of each of joined: the first of packets in it
 	joiner  *encap.Coalescer
+	last    *lastDatagram
+}
+
+// lastDatagram is the datagram before the current one, in the same batch: the next one of its flow has the same verdict.
+type lastDatagram struct {
+	valid   bool
+	remote  netip.AddrPort
+	head    [Headroom]byte // as it was received: the packet itself may have been changed since
+	headers encap.Headers
+	verdict Verdict
 }
 
 func newReceiver(t *Tunnel, worker int, q Queue, u Receiver) *receiver {
@@ -30,20 +41,20 @@ func newReceiver(t *Tunnel, worker int, q Queue, u Receiver) *receiver {
 		joined:  make([]Packet, 0, 2*receivePackets),
 		first:   make([]int, 0, 2*receivePackets),
 		joiner:  encap.NewCoalescer(2 * receivePackets),
+		last:    new(lastDatagram),
 	}
 }
 
-// turn moves what the underlay has and reports how many packets that was.
-func (x *receiver) turn() (uint64, error) {
+// turn moves what the underlay has and reports how many datagrams and trains that was.
+func (x *receiver) turn() (int, error) {
 	batch, err := x.underlay.Receive()
 	if len(batch) == 0 {
 		return 0, err
 	}
-	before := x.count.received.Load()
 	if writeErr := x.step(batch); err == nil {
 		err = writeErr
 	}
-	return x.count.received.Load() - before, err
+	return len(batch), err
 }
 
 // step moves one batch: one load of the table, a verdict for each datagram, super-packets made of what belongs together,
@@ -51,6 +62,7 @@ func (x *receiver) turn() (uint64, error) {
 func (x *receiver) step(batch []Datagram) error {
 	view := x.t.view()
 	x.packets, x.origin = x.packets[:0], x.origin[:0]
+	x.last.valid = false
 	for i := range batch {
 		x.unpack(view, &batch[i])
 	}
@@ -110,7 +122,7 @@ func (x *receiver) carriesSuper(d *Datagram) bool {
 func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int) {
 	x.packets = append(x.packets, Packet{Count: 1})
 	p := &x.packets[len(x.packets)-1]
-	packet, v := DecideReceive(&x.t.rules, view, data, d.Remote.Addr(), &p.Headers)
+	packet, v := x.decide(view, d, data, &p.Headers)
 	p.Data = packet
 	switch {
 	case v.Reason != encap.None:
@@ -130,6 +142,23 @@ func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int)
 		return
 	}
 	x.packets = x.packets[:len(x.packets)-1]
+}
+
+// decide is DecideReceive, which it asks only when the datagram is not the next one of the flow of the one before.
+func (x *receiver) decide(view View, d *Datagram, data []byte, h *encap.Headers) (packet []byte, v Verdict) {
+	l, n := x.last, x.t.rules.Codec.Headroom()
+	if l.valid && len(data) > n && d.Remote == l.remote && string(data[:n]) == string(l.head[:n]) {
+		if again, ok := l.headers.Again(l.head[n:], data[n:]); ok {
+			*h = again
+			return data[n : n+h.Len], l.verdict
+		}
+	}
+	packet, v = DecideReceive(&x.t.rules, view, data, d.Remote.Addr(), h)
+	if l.valid = v.Reason == encap.None && !v.Consumed; l.valid {
+		l.remote, l.headers, l.verdict = d.Remote, *h, v
+		copy(l.head[:], data)
+	}
+	return packet, v
 }
 
 // finish does what this end of the tunnel owes a packet: offload metadata for what a sender on this machine left to a

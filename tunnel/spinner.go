@@ -15,12 +15,17 @@ const (
 	yieldLimit = time.Millisecond
 	// crowdedFor is how long a core that others need is left to them.
 	crowdedFor = 10 * time.Millisecond
-	// sparse is how many packets there may be in rateWindow for looking to pay. When there are more, a sleeping worker finds
-	// many at once when it wakes, and moves them as one train; a watchful one would move them one by one.
+	// sparse is how many packets there may be in rateWindow for looking to pay, a super-packet or a train counted as one.
+	// When there are more, a sleeping worker finds many at once when it wakes, and moves them together; a watchful one would
+	// move them one by one.
 	sparse     = 60
 	rateWindow = time.Millisecond
 	// oneWay is how many times in a row packets may go the same way before nobody is thought to wait for an answer.
 	oneWay = 4
+	// idleShare is how much of a core the machine must have idle, this worker's looking counted as idle, for looking to be
+	// free: else it takes the time of those that have work. It is judged every idleWindow, as idle time counts in ticks.
+	idleShare  = 0.3
+	idleWindow = 100 * time.Millisecond
 	// briefFor is how long after the last packet the next one is expected soon.
 	briefFor = time.Second
 )
@@ -31,6 +36,8 @@ type spinner struct {
 	yield func() // gives others the core; nil: never spin
 	// patient makes this thread one that does not preempt others when it is woken, or an ordinary one again.
 	patient func(bool)
+	// idle is how long the machine's cores have been idle, added up.
+	idle func() time.Duration
 
 	looking bool
 	since   time.Duration // when looking began
@@ -41,21 +48,26 @@ type spinner struct {
 	last    time.Duration // when something was found
 	fresh   bool          // something was found since last was set
 
-	moved   uint64        // packets since counted
+	moved   int           // packets since counted
 	counted time.Duration // when counting began
 	dense   bool          // there were more than sparse
 	way     Direction     // that packets went last
 	same    int           // how many times in a row
 	stream  bool          // a stream is under way: dense, and one way
+
+	looked  time.Duration // spent looking since judged
+	judged  time.Duration
+	wasIdle time.Duration
+	busy    bool // the machine has no idle core
 }
 
 func newSpinner(s Scheduler) spinner {
 	start := time.Now()
-	return spinner{now: func() time.Duration { return time.Since(start) }, yield: s.Yield, patient: s.Patient, credit: spinCredit, last: -briefFor}
+	return spinner{now: func() time.Duration { return time.Since(start) }, yield: s.Yield, patient: s.Patient, idle: s.Idle, credit: spinCredit, last: -briefFor}
 }
 
 // found notes that there were packets.
-func (s *spinner) found(received, sent uint64) {
+func (s *spinner) found(received, sent int) {
 	s.moved += received + sent
 	way := Encap
 	if received > 0 {
@@ -67,6 +79,7 @@ func (s *spinner) found(received, sent uint64) {
 	}
 	if s.looking {
 		s.looking, s.credit = false, spinCredit
+		s.looked += s.now() - s.since
 	}
 	s.fresh = true
 }
@@ -81,17 +94,21 @@ func (s *spinner) again() bool {
 		return false
 	}
 	if span := now - s.counted; span >= rateWindow {
-		s.dense = s.moved*uint64(rateWindow) > sparse*uint64(span)
+		s.dense = time.Duration(s.moved)*rateWindow > sparse*span
 		s.moved, s.counted = 0, now
-		s.follow(s.dense && s.same >= oneWay)
+		s.follow(s.dense)
+	}
+	if now-s.judged >= idleWindow {
+		s.judge(now)
 	}
 	if !s.looking {
-		if now < s.quiet || s.dense || s.same >= oneWay {
+		if now < s.quiet || s.busy || s.dense || s.same >= oneWay {
 			return s.sleep(now)
 		}
 		s.looking, s.since, s.until = true, now, now+min(spinWindow, s.credit)
 	}
 	if now >= s.until {
+		s.looked += now - s.since
 		s.credit = max(0, s.credit-(now-s.since))
 		return s.sleep(now)
 	}
@@ -100,6 +117,14 @@ func (s *spinner) again() bool {
 		s.quiet, s.until = after+crowdedFor, 0 // one look more, then sleep
 	}
 	return true
+}
+
+// judge finds out whether the machine has an idle core.
+func (s *spinner) judge(now time.Duration) {
+	idle := s.idle()
+	free := idle - s.wasIdle + s.looked
+	s.busy = now-s.judged < 2*idleWindow && free < time.Duration(idleShare*float64(now-s.judged))
+	s.judged, s.wasIdle, s.looked = now, idle, 0
 }
 
 // follow makes the thread one that does not preempt whom it is woken by while a stream is under way: the sender is likely

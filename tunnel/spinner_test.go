@@ -11,13 +11,15 @@ type clockwork struct {
 	at      time.Duration
 	others  time.Duration // how long others use the core when it is offered
 	patient bool
+	free    float64 // cores that are idle
 }
 
 func newClockwork() *clockwork {
-	c := new(clockwork)
+	c := &clockwork{free: 1}
 	c.spinner = newSpinner(Scheduler{
 		Yield:   func() { c.at += time.Microsecond + c.others },
 		Patient: func(on bool) { c.patient = on },
+		Idle:    func() time.Duration { return time.Duration(c.free * float64(c.at)) },
 	})
 	c.now = func() time.Duration { return c.at }
 	c.at = time.Hour
@@ -119,5 +121,38 @@ func TestNoLookingOnACrowdedCore(t *testing.T) {
 	c.exchange()
 	if c.idle() == 0 {
 		t.Error("never looked again")
+	}
+}
+
+// On a machine without an idle core, looking takes time from those that have work.
+func TestNoLookingOnABusyMachine(t *testing.T) {
+	for free, want := range map[float64][2]int{0: {0, 1000}, 1: {90_000, 100_000}} {
+		c := newClockwork()
+		c.free = free
+		looked := 0
+		for range 100_000 {
+			c.exchange()
+			c.at += 200 * time.Microsecond // work
+			if c.again() {
+				looked++
+			}
+		}
+		if looked < want[0] || looked > want[1] {
+			t.Errorf("%v cores idle: looked %d times of 100,000", free, looked)
+		}
+	}
+}
+
+func TestParseUptime(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"350735.47 234388.90\n": 234388*time.Second + 900*time.Millisecond,
+		"1.00 0.05\n":           50 * time.Millisecond,
+		"1.00":                  time.Second,
+		"":                      0,
+		"1.00 x":                0,
+	} {
+		if got := parseUptime([]byte(text)); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
 	}
 }

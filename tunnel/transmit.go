@@ -36,18 +36,18 @@ func newTransmitter(t *Tunnel, worker int, q Queue, s Sender) *transmitter {
 	}
 }
 
-// turn moves what the device has and reports how many packets that was.
-func (x *transmitter) turn() (uint64, error) {
+// turn moves what the device has and reports how many packets and super-packets that was.
+func (x *transmitter) turn() (int, error) {
 	if x.batch == nil {
 		x.batch = NewBatch()
 	}
 	x.batch.Reset()
 	err := x.queue.Read(x.batch)
-	before := x.count.received.Load()
-	if len(x.batch.packets) > 0 {
+	if n := len(x.batch.packets); n > 0 {
 		x.step(x.batch.packets)
+		return n, err
 	}
-	return x.count.received.Load() - before, err
+	return 0, err
 }
 
 // step moves one batch: one load of the table, a verdict and a header for each packet, one send.

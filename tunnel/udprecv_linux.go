@@ -34,6 +34,7 @@ type udpReceiver struct {
 	msgs  []mmsghdr
 	batch []Datagram
 	want  int // messages to ask for
+	used  int // messages whose headers the kernel wrote to
 
 	// The kernel, so that tests can stand in for it.
 	recvmmsg func(fd int, msgs []mmsghdr) (int, error)
@@ -63,18 +64,25 @@ func newUDPReceiver(socket int) *udpReceiver {
 		hdr.SetIovlen(1)
 		hdr.Name = (*byte)(unsafe.Pointer(&s.name))
 		hdr.Control = &s.control[0]
+		r.offer(i)
 	}
 	return r
+}
+
+// offer gives the kernel all the room that message i has.
+func (r *udpReceiver) offer(i int) {
+	r.msgs[i].hdr.Namelen = unix.SizeofSockaddrInet6
+	r.msgs[i].hdr.SetControllen(len(r.slots[i].control))
 }
 
 func (r *udpReceiver) fd() int { return r.socket }
 
 // Receive implements Receiver.
 func (r *udpReceiver) Receive() ([]Datagram, error) {
-	for i := range r.want {
-		r.msgs[i].hdr.Namelen = unix.SizeofSockaddrInet6
-		r.msgs[i].hdr.SetControllen(len(r.slots[i].control))
+	for i := range r.used {
+		r.offer(i)
 	}
+	r.used = 0
 	r.calls.Add(1)
 	n, err := r.recvmmsg(r.socket, r.msgs[:r.want])
 	switch err {
@@ -88,6 +96,7 @@ func (r *udpReceiver) Receive() ([]Datagram, error) {
 		time.Sleep(retryPause)
 		return nil, nil
 	}
+	r.used = n
 	bytes, packets := 0, 0
 	for i := range n {
 		d := &r.batch[i]

@@ -1,12 +1,14 @@
 package tunnel
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +25,7 @@ type epollWaiter struct {
 }
 
 // KernelScheduler is for workers whose ends are a TUN device and UDP sockets.
-var KernelScheduler = Scheduler{NewWaiter: newEpollWaiter, Yield: yield, Patient: setBatch}
+var KernelScheduler = Scheduler{NewWaiter: newEpollWaiter, Yield: yield, Patient: setBatch, Idle: idleTime}
 
 func newEpollWaiter(queues []Queue, receivers []Receiver) (Waiter, error) {
 	w := &epollWaiter{epoll: -1, wake: -1}
@@ -112,4 +114,39 @@ func setBatch(on bool) {
 		policy = unix.SCHED_BATCH
 	}
 	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Policy: policy}, 0)
+}
+
+// idleTime reads how long the machine's cores have been idle, added up (proc_uptime(5)); 0 when that cannot be read.
+func idleTime() time.Duration {
+	fd, err := unix.Open("/proc/uptime", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	var b [64]byte
+	n, err := unix.Read(fd, b[:])
+	if err != nil {
+		return 0
+	}
+	return parseUptime(b[:n])
+}
+
+// parseUptime reads the second number of "12.34 56.78\n": seconds.
+func parseUptime(b []byte) (d time.Duration) {
+	at := bytes.IndexByte(b, ' ') + 1
+	unit := time.Second
+	for _, c := range b[at:] {
+		switch {
+		case c == '.':
+			unit = time.Second / 10
+		case c < '0' || c > '9':
+			return d
+		case unit == time.Second:
+			d = 10*d + time.Duration(c-'0')*time.Second
+		default:
+			d += time.Duration(c-'0') * unit
+			unit /= 10
+		}
+	}
+	return d
 }

@@ -45,8 +45,8 @@ func (w *worker) run() error {
 	return nil
 }
 
-// turn moves what is there, in both directions, and returns how many packets that was.
-func (w *worker) turn() (received, sent uint64, err error) {
+// turn moves what is there, in both directions, and returns how much that was.
+func (w *worker) turn() (received, sent int, err error) {
 	for _, l := range w.lanes {
 		n, err := l.receive.turn()
 		if err != nil {
