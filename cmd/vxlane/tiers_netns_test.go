@@ -1,0 +1,158 @@
+//go:build netns
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
+	"github.com/vxlane/vxlane/bench/network"
+	"github.com/vxlane/vxlane/bench/traffic"
+)
+
+var tiers = []string{"udp-gso", "portable"}
+
+// Every tier speaks with the kernel's vxlan, whatever the NICs between them can do.
+func TestTiersAgainstTheKernel(t *testing.T) {
+	for _, tier := range tiers {
+		for _, profile := range network.Profiles()[:4] {
+			t.Run(tier+"/"+profile.Name, func(t *testing.T) {
+				p := newPair(t, wire{Offloads: profile.Offloads})
+				d := p.start(p.a, upArgs("--tier", tier)...)
+				p.addKernelPeer()
+				before := p.counters()
+				for _, size := range []int{0, 56, 1402, 1403, 20000} {
+					p.pingAll(size)
+				}
+				for i := range overlayA {
+					p.tcp(p.a, p.b, overlayB[i], 300*time.Millisecond)
+					p.tcp(p.b, p.a, overlayA[i], 300*time.Millisecond)
+				}
+				p.healthy(before)
+				d.stop()
+			})
+		}
+	}
+}
+
+// Frames on a plain wire: none is larger than the MTU, and gopacket computes the same checksums for every one, outer and
+// inner, as it has.
+func TestFramesOnAPlainWire(t *testing.T) {
+	for _, tier := range tiers {
+		t.Run(tier, func(t *testing.T) {
+			p := newPair(t, wire{Offloads: noOffloads})
+			d := p.start(p.a, upArgs("--tier", tier)...)
+			p.addKernelPeer()
+			p.pingAll(56)
+			frames := p.framesDuring(func() {
+				for i := range overlayB {
+					p.tcp(p.a, p.b, overlayB[i], 30*time.Millisecond)
+					p.ping(p.a, overlayB[i], 5000)
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), patience)
+				defer cancel()
+				if _, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], 4, 200); err != nil {
+					t.Error(err)
+				}
+			})
+			checked := 0
+			for _, f := range frames {
+				if checkFrame(t, f) {
+					checked++
+				}
+				if t.Failed() {
+					break
+				}
+			}
+			if checked < 1000 {
+				t.Errorf("only %d of %d frames are ours", checked, len(frames))
+			}
+			d.stop()
+		})
+	}
+}
+
+// checkFrame holds a frame that host a sent against what gopacket makes of its parts, and reports whether it was one.
+func checkFrame(t *testing.T, frame []byte) bool {
+	t.Helper()
+	p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
+	ip, _ := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
+	udp, _ := p.Layer(layers.LayerTypeUDP).(*layers.UDP)
+	if ip == nil || udp == nil || ip.SrcIP.String() != "172.30.0.1" || udp.DstPort != 8472 {
+		return false
+	}
+	vxlan, _ := gopacket.NewPacket(udp.Payload, layers.LayerTypeVXLAN, gopacket.Default).Layer(layers.LayerTypeVXLAN).(*layers.VXLAN)
+	if len(frame) > 1514 || vxlan == nil {
+		t.Errorf("%d bytes: %x", len(frame), frame[:64])
+		return true
+	}
+	_ = udp.SetNetworkLayerForChecksum(ip)
+	if want := serialized(t, ip, udp, gopacket.Payload(udp.Payload)); !bytes.Equal(frame[14:14+len(want)], want) {
+		t.Errorf("outer headers\n%x, gopacket has\n%x", frame[14:14+28], want[:28])
+	}
+	checkInner(t, vxlan.Payload)
+	return true
+}
+
+func checkInner(t *testing.T, frame []byte) {
+	t.Helper()
+	p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
+	network, _ := p.NetworkLayer().(gopacket.SerializableLayer)
+	transport, _ := p.TransportLayer().(gopacket.SerializableLayer)
+	if network == nil || transport == nil || p.Layer(gopacket.LayerTypeFragment) != nil {
+		return // ARP, ND, ICMP and fragments have no checksum that is ours
+	}
+	switch l := transport.(type) {
+	case *layers.TCP:
+		_ = l.SetNetworkLayerForChecksum(p.NetworkLayer())
+	case *layers.UDP:
+		_ = l.SetNetworkLayerForChecksum(p.NetworkLayer())
+	}
+	want := serialized(t, network, transport, gopacket.Payload(p.TransportLayer().LayerPayload()))
+	if !bytes.Equal(frame[14:14+len(want)], want) {
+		t.Errorf("inner headers\n%x, gopacket has\n%x", frame[14:14+60], want[:60])
+	}
+}
+
+func serialized(t *testing.T, stack ...gopacket.SerializableLayer) []byte {
+	t.Helper()
+	buf := gopacket.NewSerializeBuffer()
+	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, stack...); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+// A million numbered packets with checksums, of all sizes and in many flows, through two tunnels and back: each arrives
+// once, whole, and in its place.
+func TestAMillionPackets(t *testing.T) {
+	for tier, packets := range map[string]int{"udp-gso": 40_000, "portable": 23_000} {
+		t.Run(tier, func(t *testing.T) {
+			p := newPair(t, wire{})
+			up := func(own, other string) []string {
+				return []string{"--tier", tier, "--local", "172.30.0." + own, "--address", "10.99.0." + own + "/24",
+					"--peer", fmt.Sprintf("endpoint=172.30.0.%s,allowed_ips=10.99.0.%s", other, other)}
+			}
+			a, b := p.start(p.a, up("1", "2")...), p.start(p.b, up("2", "1")...)
+			p.ping(p.a, overlayB[0], 56)
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			defer cancel()
+			r, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], 16, packets)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Reordered != 0 || r.Duplicated != 0 || r.Corrupted != 0 || r.Received < r.Sent*99/100 {
+				t.Errorf("%+v", r)
+			}
+			t.Logf("%+v", r)
+			a.stop()
+			b.stop()
+		})
+	}
+}
