@@ -39,8 +39,9 @@ const (
 // neighbours finds the MACs of peers that are configured without one, lets packets wait for them, and answers for our
 // own addresses. Packets take this way only while a MAC is unknown; mu is never taken otherwise.
 type neighbours struct {
-	t   *Tunnel
-	now func() time.Time
+	t       *Tunnel
+	now     func() time.Time
+	changed chan struct{} // tells run of new entries
 
 	mu      sync.Mutex
 	stopped bool // the sender may be used no more
@@ -66,7 +67,7 @@ type neighbour struct {
 
 func newNeighbours(t *Tunnel, sender Sender) *neighbours {
 	out := newTransmitter(t, t.slowWorker(), nil, sender)
-	return &neighbours{t: t, now: time.Now, entries: make(map[*routing.State]*neighbour), out: out}
+	return &neighbours{t: t, now: time.Now, changed: make(chan struct{}, 1), entries: make(map[*routing.State]*neighbour), out: out}
 }
 
 // apply puts a new snapshot in force and follows it: peers that left are forgotten, those that came or moved hear of us
@@ -95,6 +96,10 @@ func (n *neighbours) apply(snapshot *routing.Snapshot) routing.Change {
 			n.giveUp(e)
 			delete(n.entries, state)
 		}
+	}
+	select {
+	case n.changed <- struct{}{}:
+	default:
 	}
 	return change
 }
@@ -155,8 +160,12 @@ func (n *neighbours) run(ctx context.Context) {
 		case <-ctx.Done():
 			n.stop()
 			return
+		case <-n.changed:
+			ticker.Reset(neighbourTick)
 		case <-ticker.C:
-			n.tick()
+			if !n.tick() {
+				ticker.Stop() // nobody to ask: an idle tunnel sleeps
+			}
 		}
 	}
 }
@@ -171,13 +180,15 @@ func (n *neighbours) stop() {
 	}
 }
 
-func (n *neighbours) tick() {
+// tick looks at every entry, and reports whether there is one.
+func (n *neighbours) tick() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now := n.now()
 	for _, e := range n.entries {
 		n.revisit(e, now)
 	}
+	return len(n.entries) > 0
 }
 
 // revisit decides whether e is due for another request, or its waiting packets for giving up.

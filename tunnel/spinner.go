@@ -27,7 +27,7 @@ const (
 	idleShare  = 0.3
 	idleWindow = 100 * time.Millisecond
 	// briefFor is how long after the last packet the next one is expected soon.
-	briefFor = time.Second
+	briefFor = 200 * time.Millisecond
 )
 
 // spinner decides whether a worker that found nothing looks again at once or sleeps. Times count from start.
