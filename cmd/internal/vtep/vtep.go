@@ -104,6 +104,9 @@ func (v *VTEP) open() error {
 	if v.underlay, err = tunnel.OpenUDP(v.udpConfig()); err != nil {
 		return explainUnderlay(err, u)
 	}
+	if err := v.missing(); err != nil && v.Config.Tier == static.TierUDPGSO {
+		return &kernelError{fmt.Errorf("tier udp-gso: %w: use auto or portable", err)}
+	}
 	v.SourcePorts = v.underlay.SourcePorts()
 	v.Tunnel, err = tunnel.New(tunnel.Config{
 		Framing: u.Encap, VNI: encap.VNI(u.VNI), ReservedBits: u.ReservedBits.Bits(), MAC: d.MAC,
@@ -292,13 +295,29 @@ func (v *VTEP) Counts() tunnel.Counts {
 // Capabilities returns the kernel features, in use and not.
 func (v *VTEP) Capabilities() []tunnel.Capability {
 	all := append(v.device.Capabilities(), v.underlay.Capabilities()...)
-	return append(all, tunnel.SharedCapabilities(v.Config.Device.Queues)...)
+	all = append(all, tunnel.SharedCapabilities(v.Config.Device.Queues)...)
+	if v.Tier() == tunnel.TierPortable {
+		return all
+	}
+	return append(all, tunnel.NICCapabilities(v.UnderlayName)...)
 }
 
-// Tier returns the tier in use.
+// Tier returns the tier in use: what was asked for, as far as the kernel has any of it.
 func (v *VTEP) Tier() tunnel.Tier {
-	if v.Config.Tier == static.TierPortable {
+	if v.Config.Tier == static.TierPortable || v.missing() != nil {
 		return tunnel.TierPortable
 	}
 	return tunnel.TierUDPGSO
+}
+
+// missing says why there are neither super-packets nor trains; nil when there are some.
+func (v *VTEP) missing() error {
+	var reasons []error
+	for _, c := range append(v.device.Capabilities(), v.underlay.Capabilities()...) {
+		if c.Enabled {
+			return nil
+		}
+		reasons = append(reasons, fmt.Errorf("%s: %s", c.Name, c.Reason))
+	}
+	return errors.Join(reasons...)
 }
