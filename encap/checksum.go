@@ -12,6 +12,11 @@ import (
 func Sum(b []byte, initial uint16) uint16 {
 	// One's complement sums commute with byte order (RFC 1071 section 2 (B)): add native little-endian words, swap once.
 	acc := uint64(bits.ReverseBytes16(initial))
+	if len(b) >= vectorMin && hasVectorSum {
+		var sum uint64
+		sum, b = vectorSum(b)
+		acc += uint64(fold(sum))
+	}
 	var carry uint64
 	for len(b) >= 64 {
 		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[0:]), 0)

@@ -135,6 +135,30 @@ func TestChecksumOpaque(t *testing.T) {
 	}
 }
 
+// The vector unit and the portable code agree, for every length and alignment, also where every word is as large as can be.
+func TestVectorSum(t *testing.T) {
+	if !hasVectorSum {
+		t.Skip("skipped: needs a CPU with AVX2")
+	}
+	rng := newRand(t)
+	full := bytes.Repeat([]byte{0xff}, 70_000)
+	random := randomBytes(rng, 70_000)
+	for _, data := range [][]byte{full, random} {
+		for range 2000 {
+			from := rng.IntN(64)
+			b := data[from : from+vectorMin+rng.IntN(len(data)-64-vectorMin)]
+			got := Sum(b, 7)
+			want := uint16(7)
+			for at := 0; at < len(b); at += 128 { // pieces too short for the vector unit
+				want = Sum(b[at:min(at+128, len(b))], want)
+			}
+			if got != want {
+				t.Fatalf("%d bytes from %d: %#x, want %#x", len(b), from, got, want)
+			}
+		}
+	}
+}
+
 func BenchmarkChecksum(b *testing.B) {
 	for _, n := range []int{20, 64, 1400, 65000} {
 		data := bytes.Repeat([]byte{0xa5}, n)
