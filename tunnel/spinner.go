@@ -6,7 +6,7 @@ import "time"
 // (docs/decisions/0009). These bound what it may cost.
 const (
 	// spinWindow is how long to look after the last packet: a little more than an answer takes from a host next door.
-	spinWindow = 200 * time.Microsecond
+	spinWindow = 400 * time.Microsecond
 	// spinCredit is how much may be spent in vain at once; it is won back by finding something, and slowly by sleeping.
 	spinCredit = 2 * time.Millisecond
 	// spinShare is the share of the time asleep that is won back.
