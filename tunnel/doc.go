@@ -1,4 +1,4 @@
-// Package tunnel is the dataplane: a device (TUN), an underlay (UDP sockets), and the two loops between them.
+// Package tunnel is the dataplane: a device (TUN), an underlay (UDP sockets), and the two ways between them.
 //
 // Words, used in no other sense here (encap has the rest):
 //
@@ -6,13 +6,14 @@
 //	train     datagrams of equal size to one peer, handed to the kernel in one call
 //	snapshot  an immutable peer table; a loop loads one per batch
 //	verdict   what happens to a packet: a peer, or a drop with one reason
-//	worker    one queue of the device with one socket: a goroutine for each direction, and counters of its own
-//	tier      the set of kernel offloads in use; this version has portable alone
+//	lane      one queue of the device with one socket, and counters of its own
+//	worker    a thread that serves one lane or several, both ways
+//	tier      the set of kernel offloads in use
 //
 // The way of a packet:
 //
-//	transmit: Queue.Read -> DecideTransmit -> Codec.Encap in the headroom -> Sender.Send
-//	receive:  Receiver.Receive -> DecideReceive -> Codec.Forward, ECN, checksum -> Queue.Write
+//	transmit: Queue.Read -> DecideTransmit -> Codec.Encap in the headroom, or cut into a train -> Sender.Send
+//	receive:  Receiver.Receive -> DecideReceive -> Codec.Forward, ECN, checksum -> join -> Queue.Write
 //
 // Every packet that enters a direction is delivered, consumed, or dropped with exactly one reason:
 // received = delivered + consumed + dropped (+ held, while packets wait for a peer's MAC). A super-packet counts as the
