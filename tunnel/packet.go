@@ -115,7 +115,7 @@ type Datagram struct {
 	Parts [][]byte
 	// SegmentSize, when not 0, says that this is a train: datagrams of so many bytes, the last may be shorter.
 	SegmentSize int
-	// Count is how many datagrams it is, for Send; at most MaxTrain, and together at most maxTrainBytes.
+	// Count is how many datagrams it is. For Send it is at most MaxTrain, and together they have at most maxTrainBytes.
 	Count int
 
 	Remote netip.AddrPort
