@@ -208,17 +208,33 @@ func (x *receiver) join() {
 	x.joiner.Reset()
 	for i := range x.packets {
 		p := &x.packets[i]
-		good := p.Offload.NeedsChecksum || encap.InspectChecksum(p.Data, &p.Headers) == encap.ChecksumWhole
-		x.joiner.Add(p.Data, &p.Headers, good && !p.Offload.IsSuper())
+		x.joiner.Add(p.Data, &p.Headers, x.mayJoin(p))
 	}
 	for s := range x.joiner.All {
 		p := &x.packets[s.First]
 		if s.Packets > 1 {
 			p.Data, p.Parts, p.Offload, p.Count = s.Header, s.Payload, s.Offload, s.Packets
+			p.Headers.Len = len(s.Header)
+			for _, part := range s.Payload {
+				p.Headers.Len += len(part)
+			}
 		}
 		x.joined = append(x.joined, *p)
 		x.first = append(x.first, s.First)
 	}
+}
+
+// mayJoin reports whether p can be a part of a super-packet: the queue takes such super-packets, and the checksum is known to
+// be good, so that it need not travel along.
+func (x *receiver) mayJoin(p *Packet) bool {
+	kind := encap.GSOTCP
+	if p.Headers.Proto == encap.ProtoUDP {
+		kind = encap.GSOUDP
+	}
+	if p.Offload.IsSuper() || !x.queue.Joins(kind) {
+		return false
+	}
+	return p.Offload.NeedsChecksum || encap.InspectChecksum(p.Data, &p.Headers) == encap.ChecksumWhole
 }
 
 // account books what Write reports for one packet.

@@ -123,6 +123,25 @@ func TestRefusedTrainOfPieces(t *testing.T) {
 	}
 }
 
+// Where trains are off, a super-packet's datagrams go one by one, without a train being tried, each with its own fate.
+func TestSuperPacketWithoutTrains(t *testing.T) {
+	k := &kernel{script: []answer{{n: 2}, {err: unix.EMSGSIZE}}}
+	batch := []Datagram{trainOf(100, 2), trainOf(100, 4)}
+	s := k.sender(1)
+	s.Send(batch)
+	if !slices.Equal(k.counts, []int{1, 1, 1, 1, 1}) || !bytes.Equal(k.sent, []byte{100, 101, 101, 102, 103}) {
+		t.Errorf("sent %v in messages of %v pieces", k.sent, k.counts)
+	}
+	if batch[0].Sent != 2 || batch[0].Reason != encap.None || batch[1].Sent != 3 || batch[1].Reason != encap.PktTooBig {
+		t.Errorf("%+v", batch)
+	}
+	for i := range s.headers {
+		if s.headers[i].hdr.Controllen != 0 {
+			t.Error("a datagram carries a segment size")
+		}
+	}
+}
+
 // Trains over loopback arrive whole at a receiver with UDP_GRO, datagram by datagram at one without.
 func TestTrainsArrive(t *testing.T) {
 	for _, local := range []string{"127.0.0.1", "::1"} {
@@ -236,6 +255,66 @@ func TestRefusedSuperPackets(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Packets that the loop joined are all written when the device refuses the super-packet after all, and a kind of
+// super-packet that the device does not take is not made.
+func TestJoinedPacketsSurviveRefusal(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		off    bool // before the first packet
+		refuse func(super bool) error
+	}{
+		{"refused", false, func(super bool) error { return errorIf(super, unix.EINVAL) }},
+		{"off", true, func(super bool) error { return errorIf(super, unix.EPERM) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tun, _, _ := loopForTest(t, 0, true)
+			device := &TUN{cfg: TUNConfig{Offloads: true}}
+			if c.off {
+				device.uso.disable("in this test")
+			}
+			k := &tunKernel{refuse: c.refuse}
+			q := newTUNQueue(device, -1, -1)
+			q.writev = k.writev
+			x := tun.lanes[0].receive
+			x.queue = q
+			var batch []Datagram
+			var want [][]byte
+			for i := range 10 {
+				p := make([]byte, 128)
+				putUDPv4(p, [4]byte{10, 99, 0, 2}, [4]byte{10, 99, 0, 1}, 7)
+				p[4], p[5], p[50] = 0, byte(i), byte(i)
+				finishUDPv4(t, p)
+				want = append(want, bytes.Clone(p))
+				d := append([]byte{8, 6: 1, 8: 2, 13: 1, 14: 2, 19: 2, 20: 8, 21: 0}, p...)
+				batch = append(batch, Datagram{Data: d, Count: 1, Remote: netip.MustParseAddrPort("172.30.0.2:8472")})
+			}
+			if err := x.step(batch); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.EqualFunc(k.written, want, bytes.Equal) {
+				t.Errorf("%d of %d packets written:\n%x\nwant\n%x", len(k.written), len(want), k.written, want)
+			}
+			if s := tun.Stats().Decap; s.Delivered != 10 || s.Dropped != 0 || device.uso.on() {
+				t.Errorf("counters %+v, super-packets are on: %v", s, device.uso.on())
+			}
+		})
+	}
+}
+
+// finishUDPv4 computes the checksums of a packet from putUDPv4.
+func finishUDPv4(t *testing.T, p []byte) {
+	t.Helper()
+	sum := ^encap.Sum(p[:20], 0)
+	p[10], p[11] = byte(sum>>8), byte(sum)
+	p[26] = 1 // zero would mean that there is none
+	var h encap.Headers
+	if r := encap.ParseIP(p, &h); r != encap.None {
+		t.Fatal(r)
+	}
+	encap.LeaveChecksum(p, &h)
+	encap.PartialOffload(&h).FinishChecksum(p)
 }
 
 func errorIf(is bool, err error) error {

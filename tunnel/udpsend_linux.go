@@ -129,6 +129,10 @@ func (s *udpSender) gather(batch []Datagram, i int) {
 	gso := s.gso.on()
 	for ; i != none; i = s.next[i] {
 		d := &batch[i]
+		if !gso && d.SegmentSize != 0 {
+			s.addSegments(i, d)
+			continue
+		}
 		if n := len(s.messages); n == 0 || !gso || !s.messages[n-1].takes(&batch[s.units[s.messages[n-1].units.from]], d) {
 			s.begin(d)
 		}
@@ -158,6 +162,27 @@ func (s *udpSender) add(m *message, i int, d *Datagram) {
 	}
 	s.units = append(s.units, i)
 	m.units.to, m.iov.to = len(s.units), len(s.iov)
+}
+
+// addSegments makes a message of each datagram of unit i, a train, where the kernel makes no trains.
+func (s *udpSender) addSegments(i int, d *Datagram) {
+	var m *message
+	for k := -1; k < len(d.Parts); k++ {
+		piece := d.Data
+		if k >= 0 {
+			piece = d.Parts[k]
+		}
+		if m == nil || m.bytes == m.size {
+			s.begin(d)
+			m = &s.messages[len(s.messages)-1]
+			m.count, m.closed = 1, true
+			s.units = append(s.units, i)
+			m.units.to = len(s.units)
+		}
+		s.iov = appendIovec(s.iov, piece)
+		m.bytes += len(piece)
+		m.iov.to = len(s.iov)
+	}
 }
 
 // takes reports whether a single datagram can be the next of the train that m is, or becomes by it.
