@@ -15,11 +15,13 @@ type still struct {
 	joins     bool // takes super-packets
 }
 
-func (s *still) Queues() []Queue              { return []Queue{s} }
-func (s *still) Read(*Batch) error            { return nil }
-func (s *still) Joins(encap.GSO) bool         { return s.joins }
-func (s *still) Inject([]byte) error          { return nil }
-func (s *still) Close() error                 { return nil }
+func (s *still) Queues() []Queue      { return []Queue{s} }
+func (s *still) Read(*Batch) error    { return nil }
+func (s *still) Joins(encap.GSO) bool { return s.joins }
+func (s *still) Inject([]byte) error  { return nil }
+func (s *still) Close() error         { return nil }
+func (s *still) Carries(*Packet) bool { return false }
+
 func (s *still) NewSender() Sender            { return s }
 func (s *still) Receivers() []Receiver        { return s.receivers }
 func (s *still) Receive() ([]Datagram, error) { return nil, nil }

@@ -34,14 +34,10 @@ func (c *cutter) header(n int) []byte {
 	return h
 }
 
-// cut makes trains of a super-packet. The codec writes one header; every other segment's is a copy of it, so what Encap
-// changes in the packet itself (flannel-UDP: the TTL) is changed once, before the split.
-func (x *transmitter) cut(peer *routing.Peer, p *Packet, link encap.Link) encap.Reason {
-	codec := x.t.rules.Codec
-	outer, _ := p.withHeader(codec.Headroom())
-	if r := codec.Encap(outer, p.Data, &p.Headers, link); r != encap.None {
-		return r
-	}
+// cut makes trains of a super-packet. The codec wrote one header; every other segment's is a copy of it, so what Encap
+// changes in the packet itself (flannel-UDP: the TTL) was changed once, before the split.
+func (x *transmitter) cut(peer *routing.Peer, p *Packet) encap.Reason {
+	outer, _ := p.withHeader(x.t.rules.Codec.Headroom())
 	s := &x.cutter.splitter
 	if !s.Reset(p.Data, &p.Headers, p.Offload) {
 		return encap.NotIP

@@ -56,13 +56,14 @@ var (
 	metricPeerMTU     = define("gauge", "vxlane_peer_path_mtu_bytes", "Largest outer packet that is known to reach the peer; 0 when nothing is known.", "peer")
 	metricPeerHeard   = define("gauge", "vxlane_peer_last_receive_timestamp_seconds", "When the last packet of the peer was delivered; 0 when none was.", "peer")
 
-	metricBatch     = define("histogram", "vxlane_batch_packets", "Packets that one wake-up yielded; a native histogram.", "direction")
-	metricSyscalls  = define("counter", "vxlane_syscalls_total", "System calls on the way of packets.", "call")
-	metricSegments  = define("counter", "vxlane_gso_segments_total", "Segments that super-packets were split into here.")
-	metricOverflow  = define("counter", "vxlane_udp_receive_queue_overflow_total", "Datagrams that found the socket's receive buffer full.")
-	metricTUNErrors = define("counter", "vxlane_tun_errors_total", "Writes that the device refused, by errno.", "errno")
-	metricUDPErrors = define("counter", "vxlane_udp_receive_errors_total", "Receive calls that failed and were made again, by errno.", "errno")
-	metricFeature   = define("gauge", "vxlane_feature_enabled", "1 when a kernel feature is in use.", "feature")
+	metricBatch      = define("histogram", "vxlane_batch_packets", "Packets that one wake-up yielded; a native histogram.", "direction")
+	metricSyscalls   = define("counter", "vxlane_syscalls_total", "System calls on the way of packets.", "call")
+	metricSegments   = define("counter", "vxlane_gso_segments_total", "Segments that super-packets were split into here.")
+	metricOverflow   = define("counter", "vxlane_udp_receive_queue_overflow_total", "Datagrams that found the socket's receive buffer full.")
+	metricTUNErrors  = define("counter", "vxlane_tun_errors_total", "Writes that the device refused, by errno.", "errno")
+	metricOuterDrops = define("counter", "vxlane_outer_drops_total", "Packets (super-packets count once) that left through the outer TAP device (tunnel-gso) and had no way to their peer, by what the host's routes said.", "answer")
+	metricUDPErrors  = define("counter", "vxlane_udp_receive_errors_total", "Receive calls that failed and were made again, by errno.", "errno")
+	metricFeature    = define("gauge", "vxlane_feature_enabled", "1 when a kernel feature is in use.", "feature")
 
 	metricReloadOK = define("gauge", "vxlane_config_last_reload_successful", "1 when the last read of the configuration succeeded.")
 	metricReloadAt = define("gauge", "vxlane_config_last_reload_success_timestamp_seconds", "When the configuration was last read with success.")
@@ -184,6 +185,9 @@ func (c *Collector) collectKernel(ch chan<- prometheus.Metric) {
 		}
 		for errno, n := range counts.ReceiveErrors {
 			metricUDPErrors.send(ch, float64(n), errno)
+		}
+		for answer, n := range counts.OuterDrops {
+			metricOuterDrops.send(ch, float64(n), answer)
 		}
 	}
 	if c.Features != nil {

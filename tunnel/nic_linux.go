@@ -6,32 +6,59 @@ import (
 	"github.com/safchain/ethtool"
 )
 
-// groForwarding is the kernel's name for the feature that makes a veth device do GRO for UDP.
-const groForwarding = "rx-udp-gro-forwarding"
+// The kernel's names for features of a device (net/ethtool/common.c, netdev_features_strings).
+const (
+	groForwarding        = "rx-udp-gro-forwarding" // a veth device does GRO for UDP
+	tunnelSegmentation   = "tx-udp_tnl-segmentation"
+	tunnelSegmentationCS = "tx-udp_tnl-csum-segmentation" // with outer checksums
+)
 
-// NICCapabilities returns the features of the underlay's device that receiving trains depends on, and what its owner could
-// do about those that are off. Devices that do without are not spoken of, nor those that cannot be asked.
-//
-// A veth device hands what it receives to GRO only when its peer segments in software, or when it has this feature
-// (drivers/net/veth.c, veth_skb_is_eligible_for_gro); a train that was segmented on the way is received datagram by
-// datagram otherwise. It changes how the host forwards UDP as well, so it is the owner's to turn on.
-func NICCapabilities(device string) []Capability {
+// NICCapabilities returns the features of the underlay's device that a tier depends on, and what its owner could do about
+// those that are off. Devices that do without are not spoken of, nor those that cannot be asked.
+func NICCapabilities(device string, tier Tier, checksum bool) []Capability {
+	if tier == TierPortable {
+		return nil
+	}
 	e, err := ethtool.NewEthtool()
 	if err != nil {
 		return nil
 	}
 	defer e.Close()
-	driver, err := e.DriverName(device)
-	if err != nil || driver != "veth" {
-		return nil
-	}
 	features, err := e.Features(device)
 	if err != nil {
 		return nil
 	}
+	var all []Capability
+	if driver, err := e.DriverName(device); err == nil && driver == "veth" {
+		all = append(all, receivesTrains(device, features))
+	}
+	if tier == TierTunnelGSO {
+		all = append(all, segmentsTunnels(device, features, checksum))
+	}
+	return all
+}
+
+// A veth device hands what it receives to GRO only when its peer segments in software, or when it has this feature
+// (drivers/net/veth.c, veth_skb_is_eligible_for_gro); a train that was segmented on the way is received datagram by
+// datagram otherwise. It changes how the host forwards UDP as well, so it is the owner's to turn on.
+func receivesTrains(device string, features map[string]bool) Capability {
 	c := Capability{Name: groForwarding, Enabled: features[groForwarding] || features["rx-gro-list"]}
 	if !c.Enabled {
 		c.Reason = fmt.Sprintf("off on %s, which receives segmented trains datagram by datagram; faster, but it changes how this host forwards UDP: ethtool -K %s %s on", device, device, groForwarding)
 	}
-	return []Capability{c}
+	return c
+}
+
+// segmentsTunnels tells whether a device segments what the outer TAP sends whole. Where none does, the kernel does it in
+// software, which costs more than the trains of the udp-gso tier.
+func segmentsTunnels(device string, features map[string]bool, checksum bool) Capability {
+	name := tunnelSegmentation
+	if checksum {
+		name = tunnelSegmentationCS
+	}
+	c := Capability{Name: name, Enabled: features[name]}
+	if !c.Enabled {
+		c.Reason = fmt.Sprintf("off on %s, so the CPU segments what leaves whole: tier udp-gso costs less there, or: ethtool -K %s %s on", device, device, name)
+	}
+	return c
 }

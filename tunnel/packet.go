@@ -41,6 +41,26 @@ func (p *Packet) withHeader(n int) (header, whole []byte) {
 	return whole[:n], whole
 }
 
+// wireBytes returns how many bytes the packets that it stands for have together: each but one repeats the headers.
+func (p *Packet) wireBytes() int {
+	n := len(p.Data)
+	for _, part := range p.Parts {
+		n += len(part)
+	}
+	if p.Count > 1 {
+		n += (p.Count - 1) * p.Headers.HeaderLen(p.Data)
+	}
+	return n
+}
+
+// longest returns the length of the longest packet that it stands for, in bytes.
+func (p *Packet) longest() int {
+	if p.Count <= 1 {
+		return len(p.Data)
+	}
+	return p.Headers.HeaderLen(p.Data) + p.Offload.SegmentSize
+}
+
 // clone returns a copy with memory of its own.
 func (p *Packet) clone() Packet {
 	c := *p
@@ -124,9 +144,15 @@ type Datagram struct {
 	DF     bool  // Send only; counts when the underlay's policy is inherit
 	Flow   uint32
 
+	// Packet, when not nil, is what Data ends with, for Send: a super-packet that goes whole, or another packet of a flow
+	// that has such. The sender has said that it takes them so.
+	Packet *Packet
+
 	// Sent is how many datagrams were handed to the kernel; Reason why the rest were not. Send sets both.
 	Sent   int
 	Reason encap.Reason
+	// Refused says that nothing of Packet was sent, and that the sender takes none any more. Send sets it.
+	Refused bool
 }
 
 const (
@@ -142,8 +168,11 @@ func TrainSegments(mtu, headroom int) int { return min(MaxTrain, maxTrainBytes/(
 
 // Sender is one worker's way into the underlay. One goroutine may use it.
 type Sender interface {
-	// Send hands datagrams to the kernel, those of one flow in order, and sets Sent and Reason in each.
+	// Send hands datagrams to the kernel, those of one flow in order, and sets Sent, Reason and Refused in each.
 	Send(batch []Datagram)
+
+	// Carries reports whether a packet goes as Datagram.Packet.
+	Carries(p *Packet) bool
 }
 
 // Receiver is one worker's way out of the underlay. One goroutine may use it.

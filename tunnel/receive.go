@@ -246,10 +246,7 @@ func (x *receiver) account(p *Packet, peer *routing.Peer, now int64) {
 	if p.Offload.IsSuper() && !x.queue.Joins(p.Offload.GSO) {
 		x.count.split.Add(uint64(p.Sent))
 	}
-	bytes := len(p.Data) * max(1, min(len(p.Parts), p.Count))
-	for _, part := range p.Parts {
-		bytes += len(part)
-	}
+	bytes := p.wireBytes()
 	x.count.delivered.Add(uint64(p.Sent))
 	x.count.bytes.Add(uint64(bytes))
 	if peer == nil {

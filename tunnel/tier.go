@@ -9,6 +9,9 @@ import (
 // Tier is the set of kernel offloads in use.
 type Tier string
 
+// capabilityTunnelGSO is the feature that TierTunnelGSO is named after.
+const capabilityTunnelGSO = "tunnel-gso"
+
 const (
 	// TierPortable needs nothing but a TUN device and UDP sockets: finished packets, one by one through the device.
 	TierPortable Tier = "portable"
@@ -17,6 +20,20 @@ const (
 	// TierTunnelGSO sends TCP super-packets whole, through an outer TAP device, and all else as TierUDPGSO does.
 	TierTunnelGSO Tier = "tunnel-gso"
 )
+
+// TierOf returns the tier that a set of features makes.
+func TierOf(features []Capability) Tier {
+	tier := TierPortable
+	for _, c := range features {
+		switch {
+		case c.Enabled && c.Name == capabilityTunnelGSO:
+			return TierTunnelGSO
+		case c.Enabled:
+			tier = TierUDPGSO
+		}
+	}
+	return tier
+}
 
 // Capability is one kernel feature: whether it is in use, and why not.
 type Capability struct {
@@ -39,9 +56,14 @@ func (f *feature) disable(format string, args ...any) {
 
 // withdraw turns off a feature that the kernel refused while packets moved, and logs it the first time.
 func (f *feature) withdraw(log *slog.Logger, name string, err error) {
-	reason := fmt.Sprintf("withdrawn: the kernel refused it with %v", err)
+	f.retire(log, name, fmt.Sprintf("the kernel refused it with %v", err))
+}
+
+// retire turns off a feature that turned out not to work while packets moved, and logs it the first time.
+func (f *feature) retire(log *slog.Logger, name, why string) {
+	reason := "withdrawn: " + why
 	if f.off.CompareAndSwap(nil, &reason) && log != nil {
-		log.Warn("a kernel feature does not work and is not used any more", "feature", name, "err", err)
+		log.Warn("a kernel feature does not work and is not used any more", "feature", name, "reason", why)
 	}
 }
 

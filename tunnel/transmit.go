@@ -18,6 +18,7 @@ type transmitter struct {
 	batch     *Batch
 	datagrams []Datagram // what goes to the sender, in order
 	origin    []sent     // who each datagram is for
+	refused   []refusal  // what must be sent another way
 	cutter    cutter
 }
 
@@ -25,6 +26,12 @@ type transmitter struct {
 type sent struct {
 	peer  *routing.Peer
 	bytes int // of packets, headers of the underlay not included
+}
+
+// refusal is a packet that the sender had said it takes whole, and then did not.
+type refusal struct {
+	peer   *routing.Peer
+	packet *Packet
 }
 
 func newTransmitter(t *Tunnel, worker int, q Queue, s Sender) *transmitter {
@@ -60,15 +67,20 @@ func (x *transmitter) step(batch []Packet) {
 	x.flush()
 }
 
-// flush sends what was lined up and books what became of it.
+// flush sends what was lined up and books what became of it. What the sender refuses goes once more, another way.
 func (x *transmitter) flush() {
-	if len(x.datagrams) == 0 {
-		return
+	for len(x.datagrams) > 0 {
+		x.sender.Send(x.datagrams)
+		x.account()
+		x.datagrams, x.origin = x.datagrams[:0], x.origin[:0]
+		x.cutter.reset()
+		for _, r := range x.refused {
+			if reason := x.lineUp(r.peer, r.packet, false); reason != encap.None {
+				x.count.drop(reason, r.packet.Count)
+			}
+		}
+		x.refused = x.refused[:0]
 	}
-	x.sender.Send(x.datagrams)
-	x.account()
-	x.datagrams, x.origin = x.datagrams[:0], x.origin[:0]
-	x.cutter.reset()
 }
 
 // encapsulate makes a datagram of p, or a train, hands it to the neighbour table to wait for a MAC, or drops it.
@@ -102,21 +114,33 @@ func (x *transmitter) address(peer *routing.Peer, p *Packet) encap.Reason {
 	return x.frame(peer, p, link)
 }
 
-// frame puts p into a datagram, or cuts it into a train, and lines that up.
+// frame puts the header in front of p, once, and lines it up for the sender.
 func (x *transmitter) frame(peer *routing.Peer, p *Packet, link encap.Link) encap.Reason {
-	if p.Count > 1 {
-		return x.cut(peer, p, link)
+	header, _ := p.withHeader(x.t.rules.Codec.Headroom())
+	if p.Count == 1 {
+		if p.Offload.NeedsChecksum && !p.Offload.FinishChecksum(p.Data) {
+			return encap.NotIP
+		}
+		p.Offload = encap.Offload{}
 	}
-	if p.Offload.NeedsChecksum && !p.Offload.FinishChecksum(p.Data) {
-		return encap.NotIP
-	}
-	header, whole := p.withHeader(x.t.rules.Codec.Headroom())
 	if r := x.t.rules.Codec.Encap(header, p.Data, &p.Headers, link); r != encap.None {
 		return r
 	}
+	return x.lineUp(peer, p, x.sender.Carries(p))
+}
+
+// lineUp makes a datagram of p, which has its header in front, or cuts it into trains when the sender does not carry it.
+func (x *transmitter) lineUp(peer *routing.Peer, p *Packet, carried bool) encap.Reason {
+	if p.Count > 1 && !carried {
+		return x.cut(peer, p)
+	}
 	d := x.t.datagram(&p.Headers, peer.Endpoint)
-	d.Data, d.Count = whole, 1
-	x.line(d, sent{peer, len(p.Data)})
+	_, d.Data = p.withHeader(x.t.rules.Codec.Headroom())
+	d.Count = p.Count
+	if carried {
+		d.Packet = p
+	}
+	x.line(d, sent{peer, p.wireBytes()})
 	return encap.None
 }
 
@@ -129,6 +153,10 @@ func (x *transmitter) line(d Datagram, o sent) {
 func (x *transmitter) account() {
 	for i := range x.datagrams {
 		d, o := &x.datagrams[i], &x.origin[i]
+		if d.Refused {
+			x.refused = append(x.refused, refusal{o.peer, d.Packet})
+			continue
+		}
 		x.count.drop(d.Reason, d.Count-d.Sent)
 		if d.Sent == 0 {
 			continue

@@ -35,8 +35,9 @@ type UDPConfig struct {
 	NoChecksum6TX bool // IPv6: send without UDP checksum
 	NoChecksum6RX bool // IPv6: accept datagrams without UDP checksum
 
-	Offloads bool // send and receive trains, as far as the kernel knows them
-	Log      *slog.Logger
+	Offloads  bool // send and receive trains, as far as the kernel knows them
+	TunnelGSO bool // send TCP super-packets whole, through an outer TAP device, when the kernel takes them
+	Log       *slog.Logger
 }
 
 // UDP is an underlay of plain UDP sockets. Datagrams are received on one port, by as many sockets as there are workers:
@@ -49,6 +50,9 @@ type UDP struct {
 	senders   []*udpSender
 	gso       feature
 	gro       feature
+
+	outer   *outerTAP
+	noOuter feature // off with the reason why there is none
 }
 
 const (
@@ -77,7 +81,26 @@ func (u *UDP) open() error {
 		}
 		u.receivers = append(u.receivers, newUDPReceiver(fd))
 	}
-	return u.openSenders()
+	if err := u.openSenders(); err != nil {
+		return err
+	}
+	u.openOuter()
+	return nil
+}
+
+// openOuter opens the outer TAP device, when it is asked for.
+func (u *UDP) openOuter() {
+	var err error
+	switch {
+	case !u.cfg.TunnelGSO:
+		u.noOuter.disable("only when asked for (tier: tunnel-gso): it makes a device and needs CAP_BPF")
+	case u.cfg.Local.IsLoopback():
+		u.noOuter.disable("%s is a loopback address: there is no device to segment for", u.cfg.Local)
+	default:
+		if u.outer, err = openOuter(u.cfg.Local, u.cfg.Log); err != nil {
+			u.noOuter.disable("%v", err)
+		}
+	}
 }
 
 // claimPort finds out whether someone has the port: the receivers, which share it among themselves with SO_REUSEPORT,
@@ -276,8 +299,24 @@ func (u *UDP) NewSender() Sender {
 		buckets /= 2
 	}
 	s := newUDPSender(u.sockets, buckets, u.cfg.TOS, u.cfg.Local.Is4(), &u.gso, u.cfg.Log)
+	if u.outer != nil {
+		s.outer, s.ports = newOuterSender(u.outer, u.outerConfig()), u.SourcePorts()
+	}
 	u.senders = append(u.senders, s)
 	return s
+}
+
+// outerConfig makes outer headers those that the sockets write.
+func (u *UDP) outerConfig() outerConfig {
+	c := outerConfig{local: u.cfg.Local, ttl: u.cfg.TTL, df: u.cfg.DF, checksum: !u.cfg.NoChecksum}
+	o := options4
+	if u.cfg.Local.Is6() {
+		c.checksum, o = !u.cfg.NoChecksum6TX, options6
+	}
+	if ttl, err := unix.GetsockoptInt(u.sockets[0], o.ttl.level, o.ttl.number); c.ttl == 0 && err == nil {
+		c.ttl = uint8(ttl)
+	}
+	return c
 }
 
 // Receivers implements Underlay.
@@ -285,7 +324,19 @@ func (u *UDP) Receivers() []Receiver { return u.receivers }
 
 // Capabilities returns the sockets' features.
 func (u *UDP) Capabilities() []Capability {
-	return []Capability{u.gso.capability("gso"), u.gro.capability("gro")}
+	outer := &u.noOuter
+	if u.outer != nil {
+		outer = &u.outer.gso
+	}
+	return []Capability{u.gso.capability("gso"), u.gro.capability("gro"), outer.capability(capabilityTunnelGSO)}
+}
+
+// HostChanges says what was made on this host beyond the sockets.
+func (u *UDP) HostChanges() []string {
+	if u.outer == nil {
+		return nil
+	}
+	return []string{u.outer.describe()}
 }
 
 // SourcePorts returns the ports that datagrams are sent from.
@@ -311,7 +362,10 @@ func (u *UDP) Close() error {
 	for _, fd := range u.sockets {
 		errs = append(errs, unix.Close(fd))
 	}
-	u.receivers, u.sockets = nil, nil
+	if u.outer != nil {
+		errs = append(errs, u.outer.close())
+	}
+	u.receivers, u.sockets, u.outer = nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -321,12 +375,19 @@ type Counts struct {
 	QueueOverflows uint64            // datagrams that found the receive buffer full (SO_RXQ_OVFL)
 	DeviceErrors   map[string]uint64 // writes that the device refused, by errno
 	ReceiveErrors  map[string]uint64 // calls that failed and were made again, by errno
+	OuterDrops     map[string]uint64 // packets written to the outer TAP device that had no way from there, by what the routes said
 }
 
 // AddTo adds the underlay's counts to c.
 func (u *UDP) AddTo(c *Counts) {
 	for _, s := range u.senders {
 		c.Syscalls["sendmmsg"] += s.calls.Load()
+		if s.outer != nil {
+			c.Syscalls["writev"] += s.outer.calls.Load()
+		}
+	}
+	if u.outer != nil {
+		u.outer.redirect.addTo(c.OuterDrops)
 	}
 	for _, r := range u.receivers {
 		r := r.(*udpReceiver)

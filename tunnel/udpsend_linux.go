@@ -26,6 +26,9 @@ type udpSender struct {
 	gso     *feature
 	log     *slog.Logger
 
+	outer *outerSender // nil: there is none
+	ports []uint16     // of sockets
+
 	chains []chain // of the units of each socket
 	used   []int   // sockets with units, in the order in which they were met
 	next   []int   // of each unit: the next one of its socket, or none
@@ -86,9 +89,24 @@ func newUDPSender(sockets []int, buckets int, tos uint8, v4 bool, gso *feature, 
 // Send implements Sender.
 func (s *udpSender) Send(batch []Datagram) {
 	s.sort(batch)
+	if s.outer != nil {
+		s.sendOuter(batch)
+	}
 	for _, socket := range s.used {
 		s.gather(batch, s.chains[socket].first)
 		s.flush(batch, s.sockets[socket])
+	}
+}
+
+// Carries implements Sender.
+func (s *udpSender) Carries(p *Packet) bool { return s.outer != nil && s.outer.takes(p) }
+
+// sendOuter sends the units that carry a packet, as from the sockets of their flows.
+func (s *udpSender) sendOuter(batch []Datagram) {
+	for i := range batch {
+		if d := &batch[i]; d.Packet != nil {
+			s.outer.send(d, s.ports[s.pick(d)])
+		}
 	}
 }
 
@@ -100,8 +118,11 @@ func (s *udpSender) sort(batch []Datagram) {
 	s.used, s.next = s.used[:0], s.next[:0]
 	for i := range batch {
 		d := &batch[i]
-		d.Sent, d.Reason = 0, encap.None
+		d.Sent, d.Reason, d.Refused = 0, encap.None, false
 		s.next = append(s.next, none)
+		if d.Packet != nil {
+			continue
+		}
 		socket := s.pick(d)
 		c := &s.chains[socket]
 		if c.first == none {

@@ -20,6 +20,12 @@ const (
 	virtioGSOTCPv6 = 4
 	virtioGSOUDP   = 5    // VIRTIO_NET_HDR_GSO_UDP_L4
 	virtioGSOECN   = 0x80 // VIRTIO_NET_HDR_GSO_ECN
+
+	// Of a device whose packets are tunnels' datagrams: struct virtio_net_hdr_v1_hash_tunnel.
+	virtioTunnelLen      = 24
+	virtioTunnelChecksum = 8    // VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM: the outer one, too
+	virtioGSOTunnelIPv4  = 0x20 // VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4: the outer header is
+	virtioGSOTunnelIPv6  = 0x40
 )
 
 // readVirtio reads a header that the kernel wrote.
@@ -64,6 +70,35 @@ func putVirtio(b []byte, o encap.Offload, kind encap.Kind, headers int) {
 	}
 	binary.NativeEndian.PutUint16(b[2:], uint16(headers))
 	binary.NativeEndian.PutUint16(b[4:], uint16(o.SegmentSize))
+}
+
+// putVirtioTunnel writes the header for a frame that holds outer bytes of headers, UDP's last, and then d, which carries a
+// packet. With checksum, the outer checksum is left to the device; so is the inner one of a super-packet.
+func putVirtioTunnel(b []byte, d *Datagram, outer int, v6, checksum bool) {
+	const udp = 8
+	clear(b[:virtioTunnelLen])
+	p := d.Packet
+	if !p.Offload.IsSuper() {
+		if checksum {
+			putVirtio(b, encap.Offload{NeedsChecksum: true, ChecksumStart: outer - udp, ChecksumField: outer - udp + encap.UDPChecksumOffset}, p.Headers.Kind, 0)
+		}
+		return
+	}
+	inner := outer + len(d.Data) - len(p.Data)
+	o := p.Offload
+	o.ChecksumStart += inner
+	o.ChecksumField += inner
+	putVirtio(b, o, p.Headers.Kind, inner+p.Headers.HeaderLen(p.Data))
+	tunnel := byte(virtioGSOTunnelIPv4)
+	if v6 {
+		tunnel = virtioGSOTunnelIPv6
+	}
+	b[1] |= tunnel
+	if checksum {
+		b[0] |= virtioTunnelChecksum
+	}
+	binary.NativeEndian.PutUint16(b[20:], uint16(outer-udp))
+	binary.NativeEndian.PutUint16(b[22:], uint16(inner))
 }
 
 // What a device may leave undone in the packets that it gives (TUN_F_*, include/uapi/linux/if_tun.h).

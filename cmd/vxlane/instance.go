@@ -88,7 +88,7 @@ func (in *instance) Status() control.Status {
 		Device:      control.DeviceStatus{Device: v.Config.Device, Up: v.IsUp(), AddressesNow: []string{}},
 		Underlay:    control.UnderlayStatus{Underlay: v.Config.Underlay, Device: v.UnderlayName, MTU: v.UnderlayMTU, SourcesUsed: v.SourcePorts},
 		Tier:        v.Tier(),
-		HostChanges: []string{}, Degraded: []string{},
+		HostChanges: append([]string{}, v.HostChanges()...), Degraded: []string{},
 		Capabilities: v.Capabilities(),
 	}
 	addrs, err := v.Addresses()
@@ -159,7 +159,7 @@ func (in *instance) Stats() control.Stats {
 	c := in.vtep.Counts()
 	return control.Stats{
 		Schema: control.SchemaStats, Device: in.vtep.Config.Device.Name, Stats: in.vtep.Tunnel.Stats(),
-		Syscalls: c.Syscalls, QueueOverflows: c.QueueOverflows, DeviceErrors: c.DeviceErrors, ReceiveErrors: c.ReceiveErrors,
+		Syscalls: c.Syscalls, QueueOverflows: c.QueueOverflows, DeviceErrors: c.DeviceErrors, ReceiveErrors: c.ReceiveErrors, OuterDrops: c.OuterDrops,
 	}
 }
 

@@ -85,6 +85,9 @@ func printReasons(w io.Writer, s control.Stats) error {
 	for _, errno := range slices.Sorted(maps.Keys(s.DeviceErrors)) {
 		p.line("the device refused %d writes: %s", s.DeviceErrors[errno], errno)
 	}
+	for _, answer := range slices.Sorted(maps.Keys(s.OuterDrops)) {
+		p.line("%d packets that left through the outer device had no way to their peer: %s", s.OuterDrops[answer], answer)
+	}
 	for _, errno := range slices.Sorted(maps.Keys(s.ReceiveErrors)) {
 		p.line("receiving failed %d times and was tried again: %s", s.ReceiveErrors[errno], errno)
 	}

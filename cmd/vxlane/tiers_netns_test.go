@@ -16,7 +16,7 @@ import (
 	"github.com/vxlane/vxlane/bench/traffic"
 )
 
-var tiers = []string{"udp-gso", "portable"}
+var tiers = []string{"tunnel-gso", "udp-gso", "portable"}
 
 // Every tier speaks with the kernel's vxlan, whatever the NICs between them can do.
 func TestTiersAgainstTheKernel(t *testing.T) {
@@ -24,6 +24,7 @@ func TestTiersAgainstTheKernel(t *testing.T) {
 		for _, profile := range network.Profiles()[:4] {
 			t.Run(tier+"/"+profile.Name, func(t *testing.T) {
 				p := newPair(t, wire{Offloads: profile.Offloads})
+				p.needTier(tier)
 				d := p.start(p.a, upArgs("--tier", tier)...)
 				p.addKernelPeer()
 				before := p.counters()
@@ -47,6 +48,7 @@ func TestFramesOnAPlainWire(t *testing.T) {
 	for _, tier := range tiers {
 		t.Run(tier, func(t *testing.T) {
 			p := newPair(t, wire{Offloads: noOffloads})
+			p.needTier(tier)
 			d := p.start(p.a, upArgs("--tier", tier)...)
 			p.addKernelPeer()
 			p.pingAll(56)

@@ -78,7 +78,7 @@ func (f *upFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.encap, "encap", string(encap.FramingVXLAN), "framing: vxlan or flannel-udp")
 	fs.Int64Var(&f.vni, "vni", 1, "VXLAN network identifier")
 	fs.IntVar(&f.port, "port", 0, "UDP `PORT` (default 8472, with flannel-udp 8285)")
-	fs.StringVar(&f.tier, "tier", string(static.TierAuto), "kernel offloads to use: auto, udp-gso or portable")
+	fs.StringVar(&f.tier, "tier", string(static.TierAuto), "kernel offloads to use: auto, tunnel-gso, udp-gso or portable")
 	fs.StringVar(&f.metrics, "metrics", "", "`ADDRESS:PORT` that serves Prometheus metrics (default: off)")
 	fs.StringVar(&f.socket, "socket", "", "`PATH` of the control socket (default: in /run/vxlane)")
 }

@@ -34,16 +34,22 @@ func (d *document) checkConfig(c *Config) {
 		d.checkDevice(t, key+".device")
 		d.checkUnderlay(&t.Underlay, key+".underlay")
 		d.checkPeers(t, t.Peers, key+".peers")
-		switch t.Tier {
-		case TierAuto, TierPortable, TierUDPGSO:
-		case TierTunnelGSO:
-			d.fail(key+".tier", "%s is not available in this version: use auto, udp-gso or portable", t.Tier)
-		default:
-			d.fail(key+".tier", "%q: want auto, udp-gso or portable", t.Tier)
-		}
+		d.checkTier(t, key+".tier")
 		d.checkAgainst(c.Tunnels[:i], t, key)
 	}
 	d.checkMetrics(&c.Metrics)
+}
+
+func (d *document) checkTier(t *Tunnel, key string) {
+	switch t.Tier {
+	case TierAuto, TierPortable, TierUDPGSO:
+	case TierTunnelGSO:
+		if t.Underlay.Encap == encap.FramingFlannelUDP {
+			d.fail(key, "tunnel-gso sends super-packets whole, and flannel's own udp backend, which may be the peer, cuts off what is longer than its MTU: use auto with encap: flannel-udp")
+		}
+	default:
+		d.fail(key, "%q: want auto, tunnel-gso, udp-gso or portable", t.Tier)
+	}
 }
 
 func (d *document) checkDevice(t *Tunnel, key string) {

@@ -18,7 +18,7 @@ import (
 // Tier is the set of kernel offloads that a tunnel is to use.
 type Tier string
 
-// The tiers. TierTunnelGSO is known by name only in this version.
+// The tiers, in the words of tunnel.Tier; TierAuto stands for the best that needs nothing special.
 const (
 	TierAuto      Tier = "auto"
 	TierTunnelGSO Tier = "tunnel-gso"

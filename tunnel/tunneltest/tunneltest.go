@@ -148,6 +148,9 @@ type Underlay struct {
 	sent []tunnel.Datagram
 	// Refuse, when set, says for each datagram why it cannot be sent; encap.None sends it.
 	Refuse func(tunnel.Datagram) encap.Reason
+	// CarryWhole, when set, lets super-packets go as Datagram.Packet, so many as WholeLeft says.
+	CarryWhole bool
+	WholeLeft  int
 }
 
 // NewUnderlay returns an underlay for n workers.
@@ -168,7 +171,13 @@ func (u *Underlay) Send(batch []tunnel.Datagram) {
 	defer u.mu.Unlock()
 	for i := range batch {
 		d := &batch[i]
-		d.Sent, d.Reason = d.Count, encap.None
+		d.Sent, d.Reason, d.Refused = d.Count, encap.None, false
+		if d.Packet != nil {
+			if u.WholeLeft--; u.WholeLeft < 0 {
+				u.CarryWhole, d.Refused, d.Sent = false, true, 0
+				continue
+			}
+		}
 		if u.Refuse != nil {
 			d.Reason = u.Refuse(*d)
 		}
@@ -184,6 +193,9 @@ func (u *Underlay) Send(batch []tunnel.Datagram) {
 		u.sent = append(u.sent, kept)
 	}
 }
+
+// Carries implements tunnel.Sender, as CarryWhole says.
+func (u *Underlay) Carries(*tunnel.Packet) bool { return u.CarryWhole }
 
 // Sent returns what the tunnel sent so far.
 func (u *Underlay) Sent() []tunnel.Datagram {

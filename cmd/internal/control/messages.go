@@ -97,6 +97,7 @@ type Stats struct {
 	QueueOverflows uint64            `json:"udp_receive_queue_overflows"`
 	DeviceErrors   map[string]uint64 `json:"tun_errors"`         // by errno
 	ReceiveErrors  map[string]uint64 `json:"udp_receive_errors"` // by errno
+	OuterDrops     map[string]uint64 `json:"outer_drops"`        // tunnel-gso: by what the host's routes said
 }
 
 // TraceRequest asks what would happen to a packet.

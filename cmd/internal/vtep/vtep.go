@@ -104,8 +104,8 @@ func (v *VTEP) open() error {
 	if v.underlay, err = tunnel.OpenUDP(v.udpConfig()); err != nil {
 		return explainUnderlay(err, u)
 	}
-	if err := v.missing(); err != nil && v.Config.Tier == static.TierUDPGSO {
-		return &kernelError{fmt.Errorf("tier udp-gso: %w: use auto or portable", err)}
+	if err := v.missing(); err != nil {
+		return &kernelError{fmt.Errorf("tier %s: %w: use auto", v.Config.Tier, err)}
 	}
 	v.SourcePorts = v.underlay.SourcePorts()
 	v.Tunnel, err = tunnel.New(tunnel.Config{
@@ -135,7 +135,7 @@ func (v *VTEP) udpConfig() tunnel.UDPConfig {
 		SourceLow: u.SourcePorts.Range.Low, SourceHigh: u.SourcePorts.Range.High, Buckets: u.SourcePorts.Buckets,
 		TTL: u.TTL.Value, TOS: u.TOS.Value, DF: df[u.DF], NoChecksum: !u.Checksum,
 		NoChecksum6TX: u.ZeroChecksum6.TX, NoChecksum6RX: u.ZeroChecksum6.RX,
-		Offloads: v.Config.Tier != static.TierPortable, Log: v.log,
+		Offloads: v.Config.Tier != static.TierPortable, TunnelGSO: v.Config.Tier == static.TierTunnelGSO, Log: v.log,
 	}
 }
 
@@ -286,7 +286,7 @@ func (v *VTEP) Addresses() ([]netip.Prefix, error) { return v.link.Addresses() }
 
 // Counts returns what the kernel interfaces count.
 func (v *VTEP) Counts() tunnel.Counts {
-	c := tunnel.Counts{Syscalls: make(map[string]uint64), DeviceErrors: make(map[string]uint64), ReceiveErrors: make(map[string]uint64)}
+	c := tunnel.Counts{Syscalls: make(map[string]uint64), DeviceErrors: make(map[string]uint64), ReceiveErrors: make(map[string]uint64), OuterDrops: make(map[string]uint64)}
 	v.device.AddTo(&c)
 	v.underlay.AddTo(&c)
 	return c
@@ -294,30 +294,36 @@ func (v *VTEP) Counts() tunnel.Counts {
 
 // Capabilities returns the kernel features, in use and not.
 func (v *VTEP) Capabilities() []tunnel.Capability {
-	all := append(v.device.Capabilities(), v.underlay.Capabilities()...)
-	all = append(all, tunnel.SharedCapabilities(v.Config.Device.Queues)...)
-	if v.Tier() == tunnel.TierPortable {
-		return all
+	all := append(v.offloads(), tunnel.SharedCapabilities(v.Config.Device.Queues)...)
+	u := &v.Config.Underlay
+	checksum := u.Checksum
+	if u.Local.Is6() {
+		checksum = !u.ZeroChecksum6.TX
 	}
-	return append(all, tunnel.NICCapabilities(v.UnderlayName)...)
+	return append(all, tunnel.NICCapabilities(v.UnderlayName, v.Tier(), checksum)...)
 }
 
-// Tier returns the tier in use: what was asked for, as far as the kernel has any of it.
-func (v *VTEP) Tier() tunnel.Tier {
-	if v.Config.Tier == static.TierPortable || v.missing() != nil {
-		return tunnel.TierPortable
-	}
-	return tunnel.TierUDPGSO
+// Tier returns the tier in use now: the highest that the kernel has any of, up to what was asked for.
+func (v *VTEP) Tier() tunnel.Tier { return tunnel.TierOf(v.offloads()) }
+
+func (v *VTEP) offloads() []tunnel.Capability {
+	return append(v.device.Capabilities(), v.underlay.Capabilities()...)
 }
 
-// missing says why there are neither super-packets nor trains; nil when there are some.
+// missing says why a tier that was asked for by name cannot be had; nil when it is.
 func (v *VTEP) missing() error {
+	asked := tunnel.Tier(v.Config.Tier)
+	if v.Config.Tier == static.TierAuto || v.Tier() == asked {
+		return nil
+	}
 	var reasons []error
-	for _, c := range append(v.device.Capabilities(), v.underlay.Capabilities()...) {
-		if c.Enabled {
-			return nil
+	for _, c := range v.offloads() {
+		if !c.Enabled && tunnel.TierOf([]tunnel.Capability{{Name: c.Name, Enabled: true}}) == asked {
+			reasons = append(reasons, fmt.Errorf("%s: %s", c.Name, c.Reason))
 		}
-		reasons = append(reasons, fmt.Errorf("%s: %s", c.Name, c.Reason))
 	}
 	return errors.Join(reasons...)
 }
+
+// HostChanges says what was made on this host beyond the tunnel's own device, addresses and routes.
+func (v *VTEP) HostChanges() []string { return v.underlay.HostChanges() }

@@ -1,0 +1,256 @@
+//go:build netns
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vxlane/vxlane/bench/lab"
+	"github.com/vxlane/vxlane/cmd/internal/cli"
+	"github.com/vxlane/vxlane/cmd/internal/control"
+)
+
+// needTier skips the test where this machine has no tunnel-gso.
+func (p *pair) needTier(tier string) {
+	p.t.Helper()
+	if tier != "tunnel-gso" {
+		return
+	}
+	d := p.launch(p.a, upArgs("--tier", tier)...)
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if _, err := d.client.Status(context.Background()); err == nil {
+			d.stop()
+			return
+		}
+		select {
+		case <-d.cmd.Done():
+			var exit *exec.ExitError
+			if err := d.cmd.Wait(); errors.As(err, &exit) && exit.ExitCode() == cli.ExitKernel {
+				p.t.Skipf("needs Linux 6.17 or later, CAP_BPF and a writable /proc/sys: %s", d.output())
+			}
+			p.t.Fatalf("vxlane up ended:\n%s", d.output())
+		default:
+		}
+	}
+	p.t.Fatalf("vxlane is not ready:\n%s", d.output())
+}
+
+func (d *running) status() control.Status {
+	d.t.Helper()
+	s, err := d.client.Status(context.Background())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return s
+}
+
+// The outer device is told of, used, and gone with the process, however it ends.
+func TestOuterDevice(t *testing.T) {
+	p := newPair(t, wire{})
+	p.needTier("tunnel-gso")
+	before := hostState(t, p.a)
+	d := p.start(p.a, upArgs("--tier", "tunnel-gso")...)
+	p.addKernelPeer()
+	for i := range overlayB {
+		p.tcp(p.a, p.b, overlayB[i], 300*time.Millisecond)
+	}
+	s := d.status()
+	if s.Tier != "tunnel-gso" || len(s.HostChanges) != 1 || !strings.Contains(s.HostChanges[0], "vxgso") {
+		t.Errorf("tier %s, host changes %q", s.Tier, s.HostChanges)
+	}
+	if c := d.stats().Syscalls; c["writev"] < 10*c["sendmmsg"] {
+		t.Errorf("TCP went through the sockets: %v", c)
+	}
+	if err := d.cmd.Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = d.cmd.Wait()
+	if after := hostState(t, p.a); !slices.Equal(before, after) {
+		t.Errorf("after SIGKILL: before %q\nafter %q", before, after)
+	}
+	p.start(p.a, upArgs("--tier", "tunnel-gso")...).stop()
+	if after := hostState(t, p.a); !slices.Equal(before, after) {
+		t.Errorf("before %q\nafter %q", before, after)
+	}
+}
+
+// Super-packets find their way over IPv6, through routers, and around a change of the route:
+//
+//	a 172.30.0.1, fd30::1 --- r --- 172.31.0.2, fd31::2 b
+//	a 172.32.0.1, fd32::1 --- r
+func TestOuterDeviceFollowsTheRoutes(t *testing.T) {
+	for _, c := range []struct{ name, local, remote, via, other string }{
+		{"IPv4", "172.30.0.1", "172.31.0.2", "172.30.0.254", "172.32.0.254"},
+		{"IPv6", "fd30::1", "fd31::2", "fd30::fe", "fd32::fe"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newRouted(t)
+			p.needTier("tunnel-gso")
+			remote := netip.MustParseAddr(c.remote)
+			to := netip.PrefixFrom(remote, remote.BitLen())
+			if err := p.a.AddRoute(to, netip.MustParseAddr(c.via), "eth0"); err != nil {
+				t.Fatal(err)
+			}
+			d := p.start(p.a, "--tier", "tunnel-gso", "--local", c.local, "--address", "10.99.0.1/24", "--address", "fd99::1/64", "--peer", "endpoint="+c.remote+",allowed_ips=10.99.0.2,allowed_ips=fd99::2")
+			p.addKernelPeer(func(v *lab.VXLAN) { v.Local, v.Remote = remote, netip.MustParseAddr(c.local) })
+			for i, via := range []string{c.via, c.other, c.via} {
+				if err := p.changeRoute(to, netip.MustParseAddr(via), fmt.Sprintf("eth%d", i%2)); err != nil {
+					t.Fatal(err)
+				}
+				for i := range overlayA {
+					if out := p.tcp(p.a, p.b, overlayB[i], 300*time.Millisecond); out.Bytes < 1<<20 {
+						t.Errorf("via %s: %d bytes", via, out.Bytes)
+					}
+				}
+			}
+			if s := d.status(); s.Tier != "tunnel-gso" {
+				t.Errorf("tier %s: %+v", s.Tier, s.Capabilities)
+			}
+			if drops := d.stats().OuterDrops; len(drops) != 0 {
+				t.Errorf("dropped: %v", drops)
+			}
+			d.stop()
+		})
+	}
+}
+
+func newRouted(t *testing.T) *pair {
+	t.Helper()
+	p := newLab(t, lab.Topology{
+		Hosts: []string{"a", "r", "b"},
+		Links: []lab.Link{
+			{A: lab.End{Host: "a", Device: "eth0", Addresses: prefixes("172.30.0.1/24", "fd30::1/64")}, B: lab.End{Host: "r", Device: "eth0", Addresses: prefixes("172.30.0.254/24", "fd30::fe/64")}},
+			{A: lab.End{Host: "a", Device: "eth1", Addresses: prefixes("172.32.0.1/24", "fd32::1/64")}, B: lab.End{Host: "r", Device: "eth2", Addresses: prefixes("172.32.0.254/24", "fd32::fe/64")}},
+			{A: lab.End{Host: "r", Device: "eth1", Addresses: prefixes("172.31.0.254/24", "fd31::fe/64")}, B: lab.End{Host: "b", Device: "eth0", Addresses: prefixes("172.31.0.2/24", "fd31::2/64")}},
+		},
+	})
+	r := p.lab.Host("r")
+	err := errors.Join(
+		r.Sysctl("net.ipv4.ip_forward", "1"), r.Sysctl("net.ipv6.conf.all.forwarding", "1"),
+		r.Sysctl("net.ipv4.conf.all.rp_filter", "0"), r.Sysctl("net.ipv4.conf.eth2.rp_filter", "0"),
+		p.b.AddRoute(netip.MustParsePrefix("172.30.0.0/24"), netip.MustParseAddr("172.31.0.254"), "eth0"),
+		p.b.AddRoute(netip.MustParsePrefix("fd30::/64"), netip.MustParseAddr("fd31::fe"), "eth0"),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func netipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// changeRoute makes host a send to prefix by another way.
+func (p *pair) changeRoute(to netip.Prefix, via netip.Addr, device string) error {
+	return p.a.Run(func() error {
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			return err
+		}
+		return netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: netipNet(to), Gw: via.AsSlice()})
+	})
+}
+
+// A packet that the routes lead nowhere is counted, by what they say; one that is too long for its path goes through the
+// sockets from then on.
+func TestOuterDeviceWithoutAWay(t *testing.T) {
+	p := newPair(t, wire{})
+	p.needTier("tunnel-gso")
+	d := p.start(p.a, upArgs("--tier", "tunnel-gso")...)
+	p.addKernelPeer()
+	p.pingAll(56)
+	peer := netip.MustParsePrefix("172.30.0.2/32")
+	blackhole := &netlink.Route{Dst: netipNet(peer), Type: unix.RTN_BLACKHOLE}
+	if err := p.a.Run(func() error { return netlink.RouteAdd(blackhole) }); err != nil {
+		t.Fatal(err)
+	}
+	p.connectFails(overlayB[0])
+	if n := d.stats().OuterDrops["blackhole"]; n == 0 {
+		t.Errorf("counted: %v", d.stats().OuterDrops)
+	}
+	narrow := func() error {
+		if err := netlink.RouteDel(blackhole); err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: netipNet(peer), Scope: netlink.SCOPE_LINK, MTU: 1400, MTULock: true})
+	}
+	if err := p.a.Run(narrow); err != nil {
+		t.Fatal(err)
+	}
+	p.tcp(p.a, p.b, overlayB[0], time.Second)
+	if s := d.status(); s.Tier != "udp-gso" || d.stats().OuterDrops["frag_needed"] == 0 {
+		t.Errorf("tier %s, counted %v: %+v", s.Tier, d.stats().OuterDrops, s.Capabilities)
+	}
+	d.stop()
+}
+
+// connectFails dials from host a where nothing can come back.
+func (p *pair) connectFails(to netip.Addr) {
+	p.t.Helper()
+	err := p.a.Run(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: 9, Addr: to.As4()}); !errors.Is(err, unix.EINPROGRESS) {
+			return fmt.Errorf("connect: %w", err)
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 500)
+		if n != 0 || err != nil {
+			return fmt.Errorf("connected through a black hole, or not even tried: %d, %w", n, err)
+		}
+		return nil
+	})
+	if err != nil {
+		p.t.Error(err)
+	}
+}
+
+// Where super-packets would evade something, or lead nowhere, the tier is refused, and nothing is left.
+func TestOuterDeviceRefused(t *testing.T) {
+	p := newPair(t, wire{})
+	p.needTier("tunnel-gso")
+	before := hostState(t, p.a)
+	policy := &netlink.XfrmPolicy{Src: netipNet(netip.MustParsePrefix("172.30.0.0/24")), Dst: netipNet(netip.MustParsePrefix("172.30.0.0/24")), Dir: netlink.XFRM_DIR_OUT}
+	for _, c := range []struct {
+		name, local, want string
+		prepare, undo     func() error
+	}{
+		{"IPsec", "172.30.0.1", "IPsec policies", func() error { return netlink.XfrmPolicyAdd(policy) }, func() error { return netlink.XfrmPolicyDel(policy) }},
+		{"loopback", "127.0.0.1", "loopback", func() error { return nil }, func() error { return nil }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if err := p.a.Run(c.prepare); err != nil {
+				t.Skipf("needs a kernel with %s: %v", c.name, err)
+			}
+			out, code := p.vxlane(p.a, "up", "--tier", "tunnel-gso", "--local", c.local, "--address", "10.99.0.1/24", "--peer", "endpoint=172.30.0.2,allowed_ips=10.99.0.2")
+			if code != cli.ExitKernel || !strings.Contains(out, c.want) {
+				t.Errorf("exit code %d, want %d and %q:\n%s", code, cli.ExitKernel, c.want, out)
+			}
+			if err := p.a.Run(c.undo); err != nil {
+				t.Error(err)
+			}
+			if after := hostState(t, p.a); !slices.Equal(before, after) {
+				t.Errorf("before %q\nafter %q", before, after)
+			}
+		})
+	}
+}

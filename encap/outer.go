@@ -1,0 +1,79 @@
+package encap
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// UDPChecksumOffset is where the checksum stands in a UDP header, in bytes.
+const UDPChecksumOffset = 6
+
+// Outer is what the outer IP and UDP headers of a datagram say.
+type Outer struct {
+	Src, Dst netip.AddrPort // of one family, no IPv4-mapped IPv6
+	TOS, TTL uint8
+	DF       bool   // IPv4 alone: don't fragment
+	ID       uint16 // IPv4 alone: identification
+	Checksum bool   // UDP checksum
+}
+
+// OuterHeaderLen returns the length of the IP and UDP headers, in bytes.
+func OuterHeaderLen(ipv6 bool) int {
+	if ipv6 {
+		return ipv6HeaderLen + udpHeaderLen
+	}
+	return ipv4MinHeaderLen + udpHeaderLen
+}
+
+// PutOuter writes IP and UDP headers for a payload of n bytes to b, which has room for them; together they make at most
+// 65,535 bytes. With Checksum, the checksum field of UDP holds the pseudo-header's sum: the rest is left to a device.
+func PutOuter(b []byte, o *Outer, n int) {
+	if o.Dst.Addr().Is4() {
+		putOuter4(b, o, n)
+		return
+	}
+	putOuter6(b, o, n)
+}
+
+// putOuter4 writes an IPv4 header without options (RFC 791 section 3.1), and UDP's behind it.
+func putOuter4(b []byte, o *Outer, n int) {
+	_ = b[ipv4MinHeaderLen+udpHeaderLen-1]
+	src, dst := o.Src.Addr().As4(), o.Dst.Addr().As4()
+	b[0], b[1] = 0x45, o.TOS
+	binary.BigEndian.PutUint16(b[2:], uint16(ipv4MinHeaderLen+udpHeaderLen+n))
+	binary.BigEndian.PutUint16(b[4:], o.ID)
+	b[6], b[7] = 0, 0
+	if o.DF {
+		b[6] = 0x40
+	}
+	b[8], b[9], b[10], b[11] = o.TTL, ProtoUDP, 0, 0
+	copy(b[12:], src[:])
+	copy(b[16:], dst[:])
+	binary.BigEndian.PutUint16(b[10:], ^Sum(b[:ipv4MinHeaderLen], 0))
+	putOuterUDP(b[ipv4MinHeaderLen:], b[12:20], o, n)
+}
+
+// putOuter6 writes an IPv6 header (RFC 8200 section 3) without a flow label, and UDP's behind it.
+func putOuter6(b []byte, o *Outer, n int) {
+	_ = b[ipv6HeaderLen+udpHeaderLen-1]
+	src, dst := o.Src.Addr().As16(), o.Dst.Addr().As16()
+	binary.BigEndian.PutUint32(b[0:], 6<<28|uint32(o.TOS)<<20)
+	binary.BigEndian.PutUint16(b[4:], uint16(udpHeaderLen+n))
+	b[6], b[7] = ProtoUDP, o.TTL
+	copy(b[8:], src[:])
+	copy(b[24:], dst[:])
+	putOuterUDP(b[ipv6HeaderLen:], b[8:40], o, n)
+}
+
+// putOuterUDP writes a UDP header (RFC 768) behind an IP header with the given addresses.
+func putOuterUDP(b, addresses []byte, o *Outer, n int) {
+	length := uint16(udpHeaderLen + n)
+	binary.BigEndian.PutUint16(b[0:], o.Src.Port())
+	binary.BigEndian.PutUint16(b[2:], o.Dst.Port())
+	binary.BigEndian.PutUint16(b[4:], length)
+	var sum uint16
+	if o.Checksum {
+		sum = addSum(addSum(Sum(addresses, 0), length), ProtoUDP)
+	}
+	binary.BigEndian.PutUint16(b[UDPChecksumOffset:], sum)
+}

@@ -1,0 +1,177 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strconv"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vxlane/vxlane/encap"
+)
+
+// outerTAP is a TAP device of our own through which finished outer frames enter the kernel, and leave for the underlay by a
+// redirect. Unlike a socket it takes a super-packet whole: the kernel, or a NIC that can, segments it within its outer
+// headers (since Linux 6.17, drivers/net/tun_vnet.h, tun_vnet_hdr_tnl_to_skb). No address is on it and nothing is read
+// from it.
+type outerTAP struct {
+	name     string
+	fd       int
+	log      *slog.Logger
+	redirect *redirect
+	gso      feature
+}
+
+const (
+	// outerName is the pattern of the device's name.
+	outerName = "vxgso%d"
+	// outerQueueLen is how many packets the device keeps for a reader, which it has not.
+	outerQueueLen = 1
+)
+
+// openOuter makes the device, asks it whether it takes super-packets within datagrams from local, and brings it up.
+func openOuter(local netip.Addr, log *slog.Logger) (*outerTAP, error) {
+	fd, name, err := openTUNDevice(outerName, unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
+	if err != nil {
+		return nil, explainOpen(outerName, err)
+	}
+	o := &outerTAP{name: name, fd: fd, log: log}
+	if err := o.open(local); err != nil {
+		return nil, errors.Join(err, o.close())
+	}
+	return o, nil
+}
+
+func (o *outerTAP) open(local netip.Addr) error {
+	if err := unix.IoctlSetPointerInt(o.fd, unix.TUNSETVNETHDRSZ, virtioTunnelLen); err != nil {
+		return fmt.Errorf("set the header size of %s to %d: %w: Linux 6.17 or later has it", o.name, virtioTunnelLen, err)
+	}
+	// The same push-back as that of a socket: a writer waits when so much is on its way.
+	if err := unix.IoctlSetPointerInt(o.fd, unix.TUNSETSNDBUF, sendBuffer); err != nil {
+		return fmt.Errorf("set the send buffer of %s: %w", o.name, err)
+	}
+	for _, packet := range [][]byte{probeTCP4, probeTCP6} {
+		if err := o.probe(local, packet); err != nil {
+			return fmt.Errorf("write a super-packet to %s: %w: Linux 6.17 or later takes it", o.name, err)
+		}
+	}
+	if err := transformed(local); err != nil {
+		return err
+	}
+	return o.up(local)
+}
+
+// probe writes a super-packet. The device is down, which the kernel answers with EIO, after it has read all metadata.
+func (o *outerTAP) probe(local netip.Addr, packet []byte) error {
+	p := &Packet{Data: packet}
+	if r := encap.ParseIP(packet, &p.Headers); r != encap.None {
+		return fmt.Errorf("probe packet: %s", r)
+	}
+	head := p.Headers.HeaderLen(packet)
+	p.Offload = encap.SuperOffload(&p.Headers, (len(packet)-head)/2)
+	codec := encap.NewVXLANIP(0, encap.StrictBits)
+	whole := append(make([]byte, codec.Headroom()), packet...)
+	codec.Encap(whole[:codec.Headroom()], packet, &p.Headers, encap.Link{})
+	s := newOuterSender(o, outerConfig{local: local, ttl: 1, checksum: true})
+	err := s.write(&Datagram{Data: whole, Packet: p, Remote: netip.AddrPortFrom(local, 9)}, 9)
+	if errors.Is(err, unix.EIO) {
+		return nil
+	}
+	return err
+}
+
+// transformed refuses a host with outgoing IPsec policies for the family of local: what is redirected would evade them.
+func transformed(local netip.Addr) error {
+	policies, err := netlink.XfrmPolicyList(family(local))
+	if err != nil {
+		return nil // a kernel without IPsec
+	}
+	for _, p := range policies {
+		if p.Dir == netlink.XFRM_DIR_OUT {
+			return fmt.Errorf("this host has IPsec policies (ip xfrm policy), and what goes through an outer TAP device would evade them")
+		}
+	}
+	return nil
+}
+
+func family(a netip.Addr) int {
+	if a.Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+// up brings the device up as one that takes no part in any network, and attaches the redirect.
+func (o *outerTAP) up(local netip.Addr) error {
+	l, err := netlink.LinkByName(o.name)
+	if err != nil {
+		return fmt.Errorf("find device %s: %w", o.name, err)
+	}
+	const noAddress = 1 // IN6_ADDR_GEN_MODE_NONE
+	err = errors.Join(
+		netlink.LinkSetARPOff(l),
+		netlink.LinkSetMulticastOff(l),
+		netlink.LinkSetTxQLen(l, outerQueueLen),
+	)
+	if err != nil {
+		return fmt.Errorf("configure %s: %w", o.name, err)
+	}
+	_ = netlink.LinkSetIP6AddrGenMode(l, noAddress) // there is none to set where IPv6 is off
+	if err := o.forward(local); err != nil {
+		return err
+	}
+	if o.redirect, err = newRedirect(l.Attrs().Index, local.Is4()); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bring %s up: %w", o.name, err)
+	}
+	return nil
+}
+
+// forward marks the device as one whose packets may be routed: bpf_fib_lookup answers for no other (net/core/filter.c,
+// bpf_ipv4_fib_lookup).
+func (o *outerTAP) forward(local netip.Addr) error {
+	path := o.forwardingPath(local)
+	if b, err := os.ReadFile(path); err == nil && len(b) > 0 && b[0] == '1' {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte(strconv.Itoa(1)), 0); err != nil {
+		return fmt.Errorf("turn forwarding on for %s: %w: /proc/sys must be writable, or net.ipv4.conf.default.forwarding be 1", o.name, err)
+	}
+	return nil
+}
+
+func (o *outerTAP) forwardingPath(local netip.Addr) string {
+	if local.Is6() {
+		return "/proc/sys/net/ipv6/conf/" + o.name + "/forwarding"
+	}
+	return "/proc/sys/net/ipv4/conf/" + o.name + "/forwarding"
+}
+
+// works reports whether the device is to be used. What leaves through it is never fragmented: when a path turns out to be
+// narrower than the tunnel's packets, the sockets, which fragment, take over.
+func (o *outerTAP) works() bool {
+	if o.redirect != nil && o.redirect.dropped(fibFragNeeded) > 0 {
+		o.gso.retire(o.log, capabilityTunnelGSO, "the path to a peer takes smaller packets than this tunnel makes, and what leaves whole is not fragmented; lower device.mtu and start again")
+	}
+	return o.gso.on()
+}
+
+// describe says what was made, for the host's owner.
+func (o *outerTAP) describe() string {
+	return fmt.Sprintf("device %s (outer TAP) with forwarding on for it alone and a BPF program at its ingress; gone at exit", o.name)
+}
+
+// close gives the device back, and with it all that was done to it.
+func (o *outerTAP) close() error {
+	var errs []error
+	if o.redirect != nil {
+		errs = append(errs, o.redirect.close())
+	}
+	return errors.Join(append(errs, unix.Close(o.fd))...)
+}
