@@ -2,7 +2,6 @@ package load
 
 import (
 	"errors"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,14 +40,6 @@ func (b *batch) send(fd, n int) (int, error) { return mmsg(unix.SYS_SENDMMSG, fd
 // receive takes the messages that are there, without waiting.
 func (b *batch) receive(fd int) (int, error) {
 	return mmsg(unix.SYS_RECVMMSG, fd, b.messages, unix.MSG_DONTWAIT)
-}
-
-func mmsg(call uintptr, fd int, messages []message, flags int) (int, error) {
-	n, _, errno := unix.Syscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&messages[0])), uintptr(len(messages)), uintptr(flags), 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
 }
 
 // transient reports whether a send or receive may simply be tried again.

@@ -179,7 +179,7 @@ func connect(p Path) (_ *stream, err error) {
 func (s *stream) send(c *crew) error {
 	block := make([]byte, writeBytes)
 	for !c.stop.Load() {
-		_, err := unix.Write(s.from, block)
+		_, err := rawWrite(s.from, block)
 		if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
 			return err
 		}
@@ -190,7 +190,7 @@ func (s *stream) send(c *crew) error {
 func (s *stream) receive(c *crew, count *counter) error {
 	block := make([]byte, readBytes)
 	for !c.stop.Load() {
-		n, err := unix.Read(s.to, block)
+		n, err := rawRead(s.to, block)
 		switch {
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
 		case err != nil:

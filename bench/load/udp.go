@@ -113,7 +113,7 @@ func receiveAll(c *crew, fd int, count *counter) error {
 			if c.stop.Load() { // only now: what was queued is taken first, however long this thread had to wait
 				return nil
 			}
-			nap(receivePause)
+			rest(receivePause)
 			continue
 		}
 		bytes := uint64(0)
@@ -145,7 +145,7 @@ func (s *sender) run(c *crew, count *counter) error {
 	for turn := 0; !c.stop.Load(); turn++ {
 		n := pace.due(time.Now(), s.burst)
 		if n == 0 {
-			nap(pace.pause())
+			rest(pace.pause())
 			continue
 		}
 		sent, err := s.send(s.sockets[turn%len(s.sockets)], n)
