@@ -37,9 +37,9 @@ func OpenLink(name string, log *slog.Logger) (*Link, error) {
 // sender nothing: with the default of 500, one TCP stream loses a percent of its packets (drivers/net/tun.c, tun_net_xmit).
 const txQueueLen = 4096
 
-// Up sets the MTU, in bytes, and the queue length, and brings the device up. Super-packets will have at most the given
-// number of segments; 0 leaves the kernel's limit.
-func (l *Link) Up(mtu, segments int) error {
+// Up sets the MTU, in bytes, and the queue length, and brings the device up. The size of super-packets is left alone: what is
+// forwarded to a device that takes smaller ones is segmented all the way (net/core/dev.c, gso_features_check).
+func (l *Link) Up(mtu int) error {
 	link, err := netlink.LinkByIndex(l.index)
 	if err != nil {
 		return fmt.Errorf("find device %s: %w", l.name, err)
@@ -49,11 +49,6 @@ func (l *Link) Up(mtu, segments int) error {
 	}
 	if err := netlink.LinkSetTxQLen(link, txQueueLen); err != nil {
 		return fmt.Errorf("set txqueuelen of %s to %d: %w", l.name, txQueueLen, err)
-	}
-	if segments > 0 {
-		if err := netlink.LinkSetGSOMaxSegs(link, segments); err != nil { // it would only cost a second train for each
-			l.log.Warn("cannot limit super-packets to what fits one train", "device", l.name, "segments", segments, "err", err)
-		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring %s up: %w", l.name, err)

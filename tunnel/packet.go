@@ -163,9 +163,6 @@ const (
 	maxTrainBytes = 65507
 )
 
-// TrainSegments returns how many packets of mtu bytes one train can hold, when headroom bytes are put in front of each.
-func TrainSegments(mtu, headroom int) int { return min(MaxTrain, maxTrainBytes/(mtu+headroom)) }
-
 // Sender is one worker's way into the underlay. One goroutine may use it.
 type Sender interface {
 	// Send hands datagrams to the kernel, those of one flow in order, and sets Sent, Reason and Refused in each.

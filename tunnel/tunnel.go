@@ -120,9 +120,6 @@ func (t *Tunnel) SetPeers(peers []routing.Peer) (routing.Change, error) {
 	return t.neighbours.apply(snapshot), nil
 }
 
-// Headroom returns how many bytes the framing puts in front of a packet.
-func (t *Tunnel) Headroom() int { return t.rules.Codec.Headroom() }
-
 // Peers returns the snapshot in force.
 func (t *Tunnel) Peers() *routing.Snapshot { return t.table.Load() }
 

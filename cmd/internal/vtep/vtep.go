@@ -143,7 +143,7 @@ func (v *VTEP) udpConfig() tunnel.UDPConfig {
 func (v *VTEP) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if err := v.link.Up(v.Config.Device.MTU, v.maxSegments()); err != nil {
+	if err := v.link.Up(v.Config.Device.MTU); err != nil {
 		return errors.Join(err, v.Close())
 	}
 	finished := make(chan error, 1)
@@ -157,14 +157,6 @@ func (v *VTEP) Run(ctx context.Context, ready func()) error {
 		err = errors.Join(err, <-finished)
 	}
 	return errors.Join(err, v.Close())
-}
-
-// maxSegments is how many packets of the device's MTU one train can hold; 0 when there are no trains.
-func (v *VTEP) maxSegments() int {
-	if v.Config.Tier == static.TierPortable {
-		return 0
-	}
-	return tunnel.TrainSegments(v.Config.Device.MTU, v.Tunnel.Headroom())
 }
 
 // announce tells the host about the tunnel, which moves packets already.
