@@ -26,6 +26,10 @@ const (
 	// free: else it takes the time of those that have work. It is judged every idleWindow, as idle time counts in ticks.
 	idleShare  = 0.3
 	idleWindow = 100 * time.Millisecond
+	// nearby is how soon packets must have followed each other, conversation times in a row, for looking to begin: an answer to a
+	// packet after a pause is met asleep. Looking would keep the core from whoever has to be woken for it.
+	nearby       = time.Millisecond
+	conversation = 2
 	// briefFor is how long after the last packet the next one is expected soon.
 	briefFor = 200 * time.Millisecond
 )
@@ -47,6 +51,7 @@ type spinner struct {
 	quiet   time.Duration // no looking before
 	last    time.Duration // when something was found
 	fresh   bool          // something was found since last was set
+	near    int           // how many times in a row something was found nearby
 
 	moved   int           // packets since counted
 	counted time.Duration // when counting began
@@ -88,6 +93,10 @@ func (s *spinner) found(received, sent int) {
 func (s *spinner) again() bool {
 	now := s.now()
 	if s.fresh {
+		s.near++
+		if now-s.last > nearby {
+			s.near = 0
+		}
 		s.last, s.fresh = now, false
 	}
 	if s.yield == nil {
@@ -102,7 +111,7 @@ func (s *spinner) again() bool {
 		s.judge(now)
 	}
 	if !s.looking {
-		if now < s.quiet || s.busy || s.dense || s.same >= oneWay {
+		if s.near < conversation || now < s.quiet || s.busy || s.dense || s.same >= oneWay {
 			return s.sleep(now)
 		}
 		s.looking, s.since, s.until = true, now, now+min(spinWindow, s.credit)

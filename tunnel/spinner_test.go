@@ -43,6 +43,31 @@ func (c *clockwork) exchange() {
 	c.at += 10 * time.Microsecond
 }
 
+// converse is enough exchanges for more to be expected.
+func (c *clockwork) converse() {
+	for range conversation {
+		c.exchange()
+	}
+}
+
+// One request after a pause, and its answer, are met asleep: whoever has to be woken for the answer may need this core.
+func TestNoLookingAfterAPause(t *testing.T) {
+	c := newClockwork()
+	c.converse()
+	for range 3 {
+		c.at += 50 * time.Millisecond
+		c.found(0, 1)
+		if got := c.idle(); got != 0 {
+			t.Errorf("looked for %v after a pause", got)
+		}
+		c.at += 200 * time.Microsecond
+		c.found(1, 0)
+		if got := c.idle(); got != 0 {
+			t.Errorf("looked for %v after the answer", got)
+		}
+	}
+}
+
 func TestLooksForAnAnswer(t *testing.T) {
 	c := newClockwork()
 	for range 1000 {
@@ -60,15 +85,19 @@ func TestLookingInVainIsBounded(t *testing.T) {
 	c := newClockwork()
 	var looked time.Duration
 	start := c.at
-	for range 10_000 { // a packet every 2 ms that nobody answers, and another way each time
+	const asleep = nearby / 2
+	for range 10_000 { // a packet at times that nobody answers, and another way each time
 		c.found(0, 1)
 		looked += c.idle()
-		c.at += 2 * time.Millisecond
+		c.at += asleep
 		c.woken()
 		c.found(1, 0)
 		looked += c.idle()
-		c.at += 2 * time.Millisecond
+		c.at += asleep
 		c.woken()
+	}
+	if looked == 0 {
+		t.Error("never looked")
 	}
 	if share := float64(looked) / float64(c.at-start); share > 1.5/spinShare {
 		t.Errorf("%.1f %% of the time was spent in vain", 100*share)
@@ -97,7 +126,7 @@ func TestNoLookingWhileAStreamRuns(t *testing.T) {
 		t.Errorf("looked for %v amid a stream, patient: %v", got, c.patient)
 	}
 	c.at += time.Second
-	c.exchange()
+	c.converse()
 	if c.idle() == 0 || c.patient {
 		t.Errorf("the stream is over, patient: %v", c.patient)
 	}
@@ -106,19 +135,19 @@ func TestNoLookingWhileAStreamRuns(t *testing.T) {
 // A core that others need is left to them.
 func TestNoLookingOnACrowdedCore(t *testing.T) {
 	c := newClockwork()
-	c.exchange()
+	c.converse()
 	c.others = 3 * time.Millisecond
 	if got := c.idle(); got > 2*c.others {
 		t.Errorf("looked for %v on a core that others needed", got)
 	}
 	c.others = 0
-	c.exchange()
+	c.converse()
 	if got := c.idle(); got != 0 {
 		t.Errorf("looked again for %v at once", got)
 	}
 	c.at += time.Second
 	c.woken()
-	c.exchange()
+	c.converse()
 	if c.idle() == 0 {
 		t.Error("never looked again")
 	}
@@ -131,7 +160,7 @@ func TestNoLookingOnABusyMachine(t *testing.T) {
 		c.free = free
 		looked := 0
 		for range 100_000 {
-			c.exchange()
+			c.converse()
 			c.at += 200 * time.Microsecond // work
 			if c.again() {
 				looked++
