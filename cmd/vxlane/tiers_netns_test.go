@@ -12,6 +12,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
+	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/bench/network"
 	"github.com/vxlane/vxlane/bench/traffic"
 )
@@ -39,6 +40,41 @@ func TestTiersAgainstTheKernel(t *testing.T) {
 				d.stop()
 			})
 		}
+	}
+}
+
+// Without outer checksums TCP crosses in every tier, in both directions, to a kernel peer that sends none either.
+func TestTiersWithoutOuterChecksum(t *testing.T) {
+	for _, tier := range tiers {
+		t.Run(tier, func(t *testing.T) {
+			p := newPair(t, wire{})
+			p.needTier(tier)
+			d := p.start(p.a, "--config", p.config(`
+version: 1
+tunnels:
+  - tier: `+tier+`
+    device: {addresses: [10.99.0.1/24, "fd99::1/64"]}
+    underlay: {local: 172.30.0.1, checksum: false}
+    peers:
+      - {name: b, endpoint: 172.30.0.2, allowed_ips: [10.99.0.2/32, "fd99::2/128"]}
+`))
+			p.addKernelPeer(func(v *lab.VXLAN) { v.NoChecksum = true })
+			before := p.counters()
+			frames := p.framesDuring(func() {
+				for i := range overlayA {
+					p.tcp(p.a, p.b, overlayB[i], 200*time.Millisecond)
+					p.tcp(p.b, p.a, overlayA[i], 200*time.Millisecond)
+				}
+			})
+			for _, f := range frames {
+				udp, ok := gopacket.NewPacket(f, layers.LayerTypeEthernet, gopacket.Default).Layer(layers.LayerTypeUDP).(*layers.UDP)
+				if ok && udp.DstPort == 8472 && udp.Checksum != 0 {
+					t.Fatalf("outer checksum %#x from port %d", udp.Checksum, udp.SrcPort)
+				}
+			}
+			p.healthy(before)
+			d.stop()
+		})
 	}
 }
 
