@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"testing"
 	"time"
@@ -167,10 +168,20 @@ func serialized(t *testing.T, stack ...gopacket.SerializableLayer) []byte {
 	return buf.Bytes()
 }
 
+// soak is how many packets each tier carries in TestAMillionPackets; make soak sets it, and takes hours.
+var soak = flag.Int("soak", 0, "packets for each tier, in millions; 0 is about half of one")
+
 // A million numbered packets with checksums, of all sizes and in many flows, through two tunnels and back: each arrives
 // once, whole, and in its place.
 func TestAMillionPackets(t *testing.T) {
+	const flows = 16
 	for tier, packets := range map[string]int{"udp-gso": 40_000, "portable": 23_000} {
+		patience := 2 * time.Minute
+		if *soak > 0 {
+			const slowest = 10_000 // packets a second, far below what any tier carries
+			packets = *soak * 1_000_000 / flows
+			patience = time.Duration(*soak) * 1_000_000 / slowest * time.Second
+		}
 		t.Run(tier, func(t *testing.T) {
 			p := newPair(t, wire{})
 			up := func(own, other string) []string {
@@ -179,9 +190,9 @@ func TestAMillionPackets(t *testing.T) {
 			}
 			a, b := p.start(p.a, up("1", "2")...), p.start(p.b, up("2", "1")...)
 			p.ping(p.a, overlayB[0], 56)
-			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
-			r, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], 16, packets)
+			r, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], flows, packets)
 			if err != nil {
 				t.Fatal(err)
 			}
