@@ -112,7 +112,8 @@ func (l *Link) SetRoutes(prefixes []netip.Prefix) error {
 			continue
 		}
 		wanted[p] = true
-		if l.routes[p] && present[p] {
+		if present[p] { // ours, or left by a process before this one
+			l.routes[p] = true
 			continue
 		}
 		if err := netlink.RouteAdd(l.route(p)); err != nil {

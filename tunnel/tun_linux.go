@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 
 	"github.com/songgao/water"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/encap"
@@ -19,6 +19,7 @@ type TUNConfig struct {
 	Name     string // empty: the first free of vxlane0, vxlane1, …
 	Queues   int
 	Offloads bool // super-packets and unfinished checksums both ways, as far as the kernel knows them
+	Keep     bool // leave the device behind at Close, with what was put on it, and take over one that was left
 	Log      *slog.Logger
 }
 
@@ -41,7 +42,7 @@ func OpenTUN(cfg TUNConfig) (*TUN, error) {
 	if cfg.Name == "" {
 		cfg.Name = "vxlane%d"
 	}
-	if _, err := net.InterfaceByName(cfg.Name); err == nil {
+	if inUse(cfg.Name, cfg.Keep) {
 		// Opening would join its queues: a multi-queue TUN device takes more of them from anyone.
 		return nil, explainOpen(cfg.Name, unix.EBUSY)
 	}
@@ -50,6 +51,17 @@ func OpenTUN(cfg TUNConfig) (*TUN, error) {
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
+}
+
+// inUse reports whether there is a device called name that is not for us: any at all, or, when one that was left may be taken
+// over, any but a TUN device without a queue.
+func inUse(name string, takeOver bool) bool {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return false
+	}
+	left := l.Type() == "tuntap" && l.Attrs().RawFlags&unix.IFF_LOWER_UP == 0
+	return !takeOver || !left
 }
 
 func (t *TUN) open() error {
@@ -66,6 +78,11 @@ func (t *TUN) open() error {
 			return fmt.Errorf("detach queue %d of %s: %w", i, t.name, err)
 		}
 		t.queues = append(t.queues, newTUNQueue(t, reader, writer))
+	}
+	if t.cfg.Keep {
+		if err := unix.IoctlSetInt(t.fds[0], unix.TUNSETPERSIST, 1); err != nil {
+			return fmt.Errorf("make %s persistent: %w", t.name, err)
+		}
 	}
 	if !t.cfg.Offloads {
 		const portable = "the portable tier moves finished packets one by one"
@@ -234,7 +251,7 @@ func (t *TUN) Inject(packet []byte) error {
 	return err
 }
 
-// Close implements Device; the device vanishes with its last queue.
+// Close implements Device; the device vanishes with its last queue, unless it is to be kept.
 func (t *TUN) Close() error {
 	var errs []error
 	for _, fd := range t.fds {

@@ -30,6 +30,7 @@ var rules = []rule{
 	{"bench", []string{module}, []string{module + "bench"}, "the harness measures the product from outside"},
 	{"bench/stats", []string{""}, nil, "arithmetic: the standard library"},
 	{"cmd/vxlane", []string{"go.etcd.io/", "k8s.io/", "github.com/flannel-io/"}, nil, "etcd and Kubernetes clients belong to vxlane-flanneld"},
+	{"cmd/vxlane-flanneld", []string{module}, []string{module + "cmd/internal", module + "tunnel", module + "routing", module + "encap"}, "a daemon around the dataplane: never the harness"},
 	{"encap", []string{"net/http", "os", "os/exec", "time"}, nil, "no I/O, no clock"},
 	{"tunnel", []string{"os/exec"}, nil, "the dataplane starts no programs"},
 	{"routing", []string{"os/exec"}, nil, "what a control plane says is never executed"},

@@ -3,20 +3,15 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
-	"net/netip"
-	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/cmd/internal/vtep"
 	"github.com/vxlane/vxlane/routing/static"
-	"github.com/vxlane/vxlane/tunnel"
 )
 
 // instance is one running tunnel, as its control socket shows it.
@@ -82,40 +77,11 @@ var _ control.Handler = (*instance)(nil)
 
 // Status implements control.Handler.
 func (in *instance) Status() control.Status {
-	v := in.vtep
-	s := control.Status{
-		Schema: control.SchemaStatus, Version: cli.Version(), PID: os.Getpid(), Started: v.Tunnel.Started(),
-		Device:      control.DeviceStatus{Device: v.Config.Device, Up: v.IsUp(), AddressesNow: []string{}},
-		Underlay:    control.UnderlayStatus{Underlay: v.Config.Underlay, Device: v.UnderlayName, MTU: v.UnderlayMTU, SourcesUsed: v.SourcePorts},
-		Tier:        v.Tier(),
-		HostChanges: append([]string{}, v.HostChanges()...), Degraded: []string{},
-		Capabilities: v.Capabilities(),
-	}
-	addrs, err := v.Addresses()
-	if err != nil {
-		s.Degraded = append(s.Degraded, err.Error())
-	}
-	for _, a := range addrs {
-		s.Device.AddressesNow = append(s.Device.AddressesNow, a.String())
-	}
-	for _, p := range v.Tunnel.PeerStatus() {
-		s.Peers.Total++
-		if p.Up() {
-			s.Peers.Up++
-		}
-	}
-	in.addConfig(&s)
-	if err := v.RouteErr(); err != nil {
-		s.Degraded = append(s.Degraded, err.Error())
-	}
 	in.mu.Lock()
-	defer in.mu.Unlock()
-	switch {
-	case !in.ready:
-		s.Degraded = append(s.Degraded, "not ready yet")
-	case !s.Device.Up:
-		s.Degraded = append(s.Degraded, fmt.Sprintf("device %s is down: ip link set %s up", v.Config.Device.Name, v.Config.Device.Name))
-	}
+	ready := in.ready
+	in.mu.Unlock()
+	s := in.vtep.Status(ready)
+	in.addConfig(&s)
 	return s
 }
 
@@ -132,50 +98,13 @@ func (in *instance) addConfig(s *control.Status) {
 }
 
 // Peers implements control.Handler.
-func (in *instance) Peers() control.Peers {
-	out := control.Peers{Schema: control.SchemaPeers, Peers: []control.Peer{}}
-	for _, p := range in.vtep.Tunnel.PeerStatus() {
-		peer := control.Peer{
-			Name: p.Peer.Name, Endpoint: p.Peer.Endpoint.String(), State: p.State, AllowedIPs: []string{},
-			Encap: control.PeerFlow{Packets: p.EncapPackets, Bytes: p.EncapBytes},
-			Decap: control.PeerFlow{Packets: p.DecapPackets, Bytes: p.DecapBytes},
-		}
-		if mac := p.Peer.LinkAddr(); !mac.IsZero() {
-			peer.MAC = mac.String()
-		}
-		for _, prefix := range p.Peer.AllowedIPs {
-			peer.AllowedIPs = append(peer.AllowedIPs, prefix.String())
-		}
-		if !p.LastReceive.IsZero() {
-			peer.LastReceive = &p.LastReceive
-		}
-		out.Peers = append(out.Peers, peer)
-	}
-	return out
-}
+func (in *instance) Peers() control.Peers { return in.vtep.Peers() }
 
 // Stats implements control.Handler.
-func (in *instance) Stats() control.Stats {
-	c := in.vtep.Counts()
-	return control.Stats{
-		Schema: control.SchemaStats, Device: in.vtep.Config.Device.Name, Stats: in.vtep.Tunnel.Stats(),
-		Syscalls: c.Syscalls, QueueOverflows: c.QueueOverflows, DeviceErrors: c.DeviceErrors, ReceiveErrors: c.ReceiveErrors, OuterDrops: c.OuterDrops,
-	}
-}
+func (in *instance) Stats() control.Stats { return in.vtep.Stats() }
 
 // Trace implements control.Handler.
-func (in *instance) Trace(req control.TraceRequest) (control.Trace, error) {
-	r := tunnel.TraceRequest{Data: req.Data, Bare: req.Bare, Frame: req.Frame, OuterTOS: req.TOS}
-	if req.Decap {
-		r.Direction = tunnel.Decap
-		outer, err := netip.ParseAddr(req.Outer)
-		if err != nil {
-			return control.Trace{}, &control.UsageError{Err: fmt.Errorf("outer source address: %w", err)}
-		}
-		r.Outer = outer
-	}
-	return control.Trace{Schema: control.SchemaTrace, TraceResult: in.vtep.Tunnel.Trace(r)}, nil
-}
+func (in *instance) Trace(req control.TraceRequest) (control.Trace, error) { return in.vtep.Trace(req) }
 
 // Apply implements control.Handler.
 func (in *instance) Apply(origin string, data []byte) (control.Change, error) {

@@ -54,7 +54,7 @@ func runUp(ctx context.Context, config *static.Config, file, socket string, log 
 // open makes devices and sockets; nothing moves yet.
 func (s *service) open(socket string) error {
 	for i, c := range s.config.Tunnels {
-		v, err := vtep.Open(c, fmt.Sprintf("tunnels[%d]", i), s.log)
+		v, err := vtep.Open(c, fmt.Sprintf("tunnels[%d]", i), vtep.Options{}, s.log)
 		if err != nil {
 			return err
 		}

@@ -25,6 +25,7 @@ type VTEP struct {
 	UnderlayName string // device that has the underlay address
 	UnderlayMTU  int
 	SourcePorts  []uint16
+	options      Options
 	device       *tunnel.TUN
 	underlay     *tunnel.UDP
 	link         *tunnel.Link
@@ -33,6 +34,14 @@ type VTEP struct {
 	mu       sync.Mutex // held while the set of peers changes, and the routes with it
 	ready    bool
 	routeErr error
+}
+
+// Options are what a program wants of a tunnel beyond its configuration.
+type Options struct {
+	// Keep leaves device, addresses and routes behind at the end, and takes over what was left.
+	Keep bool
+	// Network, when valid, is what the one route through the device leads to, instead of one for each of the peers' prefixes.
+	Network netip.Prefix
 }
 
 // ErrNotReady is what SetPeers answers before the tunnel runs.
@@ -49,8 +58,8 @@ func (e *ConfigError) Unwrap() error { return e.err }
 
 // Open makes the device and the sockets. Nothing on the host is changed beyond that until Run. key names the tunnel
 // in errors.
-func Open(c static.Tunnel, key string, log *slog.Logger) (*VTEP, error) {
-	v := &VTEP{Config: c, log: log}
+func Open(c static.Tunnel, key string, o Options, log *slog.Logger) (*VTEP, error) {
+	v := &VTEP{Config: c, options: o, log: log}
 	if err := v.completeFromHost(key); err != nil {
 		return nil, err
 	}
@@ -97,7 +106,7 @@ func (v *VTEP) open() error {
 	u, d := &v.Config.Underlay, &v.Config.Device
 	var err error
 	offloads := v.Config.Tier != static.TierPortable
-	if v.device, err = tunnel.OpenTUN(tunnel.TUNConfig{Name: d.Name, Queues: d.Queues, Offloads: offloads, Log: v.log}); err != nil {
+	if v.device, err = tunnel.OpenTUN(tunnel.TUNConfig{Name: d.Name, Queues: d.Queues, Offloads: offloads, Keep: v.options.Keep, Log: v.log}); err != nil {
 		return explainDevice(err)
 	}
 	d.Name = v.device.Name()
@@ -212,6 +221,10 @@ func (v *VTEP) setPeers(peers []routing.Peer) (routing.Change, error) {
 
 // setRoutes makes the routes those of the peers in force.
 func (v *VTEP) setRoutes() {
+	if v.options.Network.IsValid() {
+		v.routeErr = v.link.SetRoutes([]netip.Prefix{v.options.Network})
+		return
+	}
 	var prefixes []netip.Prefix
 	for _, p := range v.Tunnel.Peers().Peers() {
 		prefixes = append(prefixes, p.AllowedIPs...)
@@ -258,7 +271,7 @@ func (v *VTEP) restore() {
 // Close takes down what Open and Run have put up. It can be called at any stage.
 func (v *VTEP) Close() error {
 	var errs []error
-	if v.link != nil {
+	if v.link != nil && !v.options.Keep {
 		errs = append(errs, v.link.Undo())
 	}
 	if v.device != nil {

@@ -1,0 +1,202 @@
+// Package flannel makes snapshots of peers out of flannel's leases, wherever these are kept: flannel's own subnet managers
+// (etcd, Kubernetes) tell of them.
+package flannel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/flannel-io/flannel/pkg/ip"
+	"github.com/flannel-io/flannel/pkg/lease"
+
+	"github.com/vxlane/vxlane/routing"
+)
+
+// Watcher is the part of flannel's subnet.Manager that tells of leases.
+type Watcher interface {
+	// WatchLeases sends what changes, and at times everything, until ctx ends; then it closes the channel.
+	WatchLeases(ctx context.Context, receiver chan []lease.LeaseWatchResult) error
+}
+
+// Source follows the leases of a cluster.
+type Source struct {
+	Leases Watcher
+	Own    lease.Lease // this node's, which is no peer
+	// Peer makes a peer of one lease. ok is false for leases that are none of this backend's.
+	Peer func(l *lease.Lease) (p routing.Peer, ok bool, err error)
+	Log  *slog.Logger
+
+	known map[string]lease.Lease // by subnet; kept when a watch fails
+	bad   map[string]string      // leases that make no peer, and why
+}
+
+const (
+	// gather is how long changes are collected before the set of peers is replaced.
+	gather = 100 * time.Millisecond
+	// retry is how long to wait before a watch that failed is begun again.
+	retry = time.Second
+)
+
+// Run hands complete sets of peers to set until ctx ends: whenever leases changed, and once at the beginning. A lease that
+// makes no peer is named and left out; the others count.
+func (s *Source) Run(ctx context.Context, set func([]routing.Peer) (routing.Change, error)) {
+	s.known, s.bad = make(map[string]lease.Lease), make(map[string]string)
+	for {
+		results := make(chan []lease.LeaseWatchResult)
+		failed := make(chan error, 1)
+		watch, cancel := context.WithCancel(ctx)
+		go func() { failed <- s.Leases.WatchLeases(watch, results) }()
+		err := s.follow(ctx, results, failed, set)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		s.Log.Error("cannot watch leases, trying again", "err", err, "in", retry)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retry):
+		}
+	}
+}
+
+// follow takes in what one watch sends, until it ends.
+func (s *Source) follow(ctx context.Context, results <-chan []lease.LeaseWatchResult, failed <-chan error, set func([]routing.Peer) (routing.Change, error)) error {
+	var due <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-failed:
+			return cmp.Or(err, errEnded)
+		case batch, ok := <-results:
+			if !ok {
+				return errEnded
+			}
+			for i := range batch {
+				s.take(&batch[i])
+			}
+			if due == nil {
+				due = time.After(gather)
+			}
+		case <-due:
+			due = nil
+			s.apply(set)
+		}
+	}
+}
+
+var errEnded = errors.New("the watch ended")
+
+// take books one result. A snapshot is everyone, whatever was known.
+func (s *Source) take(r *lease.LeaseWatchResult) {
+	if len(r.Events) == 0 {
+		clear(s.known)
+		for _, l := range r.Snapshot {
+			s.known[key(&l)] = l
+		}
+		return
+	}
+	for _, e := range r.Events {
+		switch e.Type {
+		case lease.EventAdded:
+			s.known[key(&e.Lease)] = e.Lease
+		case lease.EventRemoved:
+			delete(s.known, key(&e.Lease))
+		}
+	}
+}
+
+func key(l *lease.Lease) string { return l.Subnet.String() + " " + l.IPv6Subnet.String() }
+
+// apply hands over the peers of all leases.
+func (s *Source) apply(set func([]routing.Peer) (routing.Change, error)) {
+	peers := s.peers()
+	change, err := set(peers)
+	if err != nil {
+		s.Log.Error("the leases' peers are refused, what was before stays", "err", err)
+		return
+	}
+	s.Log.Info("leases", "peers", len(peers), "result", change.String())
+}
+
+// peers makes peers of all leases but this node's. Leases of one endpoint are one peer: a node that got another subnet keeps
+// its old lease until that expires.
+func (s *Source) peers() []routing.Peer {
+	merged := make(map[netip.AddrPort]*routing.Peer)
+	bad := make(map[string]string)
+	for _, k := range slices.Sorted(maps.Keys(s.known)) {
+		l := s.known[k]
+		if k == key(&s.Own) {
+			continue
+		}
+		p, ok, err := s.Peer(&l)
+		switch {
+		case err != nil:
+			bad[k] = err.Error()
+		case !ok:
+		case merged[p.Endpoint] == nil:
+			merged[p.Endpoint] = &p
+		default:
+			first := merged[p.Endpoint]
+			first.AllowedIPs = append(first.AllowedIPs, p.AllowedIPs...)
+		}
+	}
+	s.complain(bad)
+	peers := make([]routing.Peer, 0, len(merged))
+	for _, p := range merged {
+		peers = append(peers, *p)
+	}
+	slices.SortFunc(peers, func(a, b routing.Peer) int { return cmp.Compare(a.Name, b.Name) })
+	return peers
+}
+
+// complain names bad leases, each once.
+func (s *Source) complain(bad map[string]string) {
+	for k, why := range bad {
+		if s.bad[k] != why {
+			s.Log.Warn("a lease makes no peer and is left out", "lease", k, "reason", why)
+		}
+	}
+	s.bad = bad
+}
+
+// Prefix returns a lease's IPv4 subnet.
+func Prefix(n ip.IP4Net) (netip.Prefix, error) {
+	p := netip.PrefixFrom(Addr(n.IP), int(n.PrefixLen))
+	if !p.IsValid() || p != p.Masked() {
+		return netip.Prefix{}, fmt.Errorf("subnet %s: want a network without host bits", n)
+	}
+	return p, nil
+}
+
+// Addr returns an IPv4 address as the standard library has it.
+func Addr(a ip.IP4) netip.Addr {
+	return netip.AddrFrom4([4]byte{byte(a >> 24), byte(a >> 16), byte(a >> 8), byte(a)})
+}
+
+// UDPPeer returns the peer that a lease of flannel's udp backend stands for: as flannel's proxy has it, the port is this
+// node's own, and any lease with a public address counts, whatever its backend.
+func UDPPeer(local netip.Addr, port uint16) func(l *lease.Lease) (routing.Peer, bool, error) {
+	return func(l *lease.Lease) (p routing.Peer, ok bool, err error) {
+		prefix, err := Prefix(l.Subnet)
+		if err != nil {
+			return p, false, err
+		}
+		endpoint := Addr(l.Attrs.PublicIP)
+		switch {
+		case endpoint == local:
+			return p, false, fmt.Errorf("public IP %s is this node's own: packets would loop", endpoint)
+		case endpoint.IsUnspecified() || endpoint.IsMulticast() || endpoint.IsLoopback():
+			return p, false, fmt.Errorf("public IP %s: want the address of one host", endpoint)
+		}
+		return routing.Peer{Name: prefix.String(), Endpoint: netip.AddrPortFrom(endpoint, port), AllowedIPs: []netip.Prefix{prefix}}, true, nil
+	}
+}
