@@ -112,8 +112,7 @@ func (l *Link) SetRoutes(prefixes []netip.Prefix) error {
 			continue
 		}
 		wanted[p] = true
-		if present[p] { // ours, or left by a process before this one
-			l.routes[p] = true
+		if l.routes[p] && present[p] {
 			continue
 		}
 		if err := netlink.RouteAdd(l.route(p)); err != nil {
@@ -128,6 +127,17 @@ func (l *Link) SetRoutes(prefixes []netip.Prefix) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// AdoptRoutes takes the routes that a process before this one left on the device for Link's own.
+func (l *Link) AdoptRoutes() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	present, err := l.presentRoutes()
+	for p := range present {
+		l.routes[p] = true
+	}
+	return err
 }
 
 // presentRoutes returns the prefixes that have a route through the device as Link adds them.

@@ -81,6 +81,7 @@ type member struct {
 	host    *lab.Host
 	file    string // subnet.env
 	log     string
+	env     []string // of its daemons
 	command *lab.Command
 	subnet  netip.Prefix // FLANNEL_SUBNET, once it is known
 }
@@ -143,6 +144,7 @@ func (n *member) start(program string, flags ...string) {
 	defer f.Close()
 	cmd := exec.Command(program, append([]string{"--etcd-endpoints=http://172.30.0.254:2379", "--iface=eth0", "--subnet-file=" + n.file, "--iptables-forward-rules=false"}, flags...)...)
 	cmd.Stdout, cmd.Stderr = f, f
+	cmd.Env = append(os.Environ(), n.env...)
 	if n.command, err = n.host.Start(cmd); err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,6 @@ import (
 	_ "github.com/flannel-io/flannel/pkg/backend/hostgw"
 	_ "github.com/flannel-io/flannel/pkg/backend/ipip"
 	_ "github.com/flannel-io/flannel/pkg/backend/ipsec"
-	_ "github.com/flannel-io/flannel/pkg/backend/vxlan"
 	_ "github.com/flannel-io/flannel/pkg/backend/wireguard"
 	"github.com/flannel-io/flannel/pkg/ip"
 	"github.com/flannel-io/flannel/pkg/subnet"
@@ -199,6 +198,7 @@ func (n *node) openNetwork(ctx context.Context) error {
 		return fmt.Errorf("backend %s: vxlane-flanneld leaves the cloud providers' backends out: run flanneld itself, or choose another Backend.Type", n.config.BackendType)
 	}
 	backend.Register("udp", n.newUDPBackend)
+	backend.Register(vxlanType, n.newVXLANBackend)
 	be, err := backend.NewManager(ctx, n.manager, external).GetBackend(n.config.BackendType)
 	if err != nil {
 		return fmt.Errorf("choose backend: %w", err)

@@ -5,6 +5,7 @@ package flannel
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 	"github.com/flannel-io/flannel/pkg/ip"
 	"github.com/flannel-io/flannel/pkg/lease"
 
+	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing"
 )
 
@@ -127,12 +129,15 @@ func (s *Source) apply(set func([]routing.Peer) (routing.Change, error)) {
 	s.Log.Info("leases", "peers", len(peers), "result", change.String())
 }
 
-// peers makes peers of all leases but this node's. Leases of one endpoint are one peer: a node that got another subnet keeps
-// its old lease until that expires.
+// peers makes peers of all leases but this node's. Leases of one endpoint are one peer, as the one that expires last says: a
+// node that got another subnet keeps its old lease until that expires.
 func (s *Source) peers() []routing.Peer {
 	merged := make(map[netip.AddrPort]*routing.Peer)
 	bad := make(map[string]string)
-	for _, k := range slices.Sorted(maps.Keys(s.known)) {
+	newestFirst := func(a, b string) int {
+		return cmp.Or(s.known[b].Expiration.Compare(s.known[a].Expiration), cmp.Compare(a, b))
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(s.known), newestFirst) {
 		l := s.known[k]
 		if k == key(&s.Own) {
 			continue
@@ -182,21 +187,52 @@ func Addr(a ip.IP4) netip.Addr {
 	return netip.AddrFrom4([4]byte{byte(a >> 24), byte(a >> 16), byte(a >> 8), byte(a)})
 }
 
-// UDPPeer returns the peer that a lease of flannel's udp backend stands for: as flannel's proxy has it, the port is this
-// node's own, and any lease with a public address counts, whatever its backend.
+// UDPPeer makes peers of leases of flannel's udp backend: as flannel's proxy has it, the port is this node's own, and any lease
+// with a public address counts, whatever its backend.
 func UDPPeer(local netip.Addr, port uint16) func(l *lease.Lease) (routing.Peer, bool, error) {
+	return func(l *lease.Lease) (routing.Peer, bool, error) {
+		p, err := peerOf(l, local, port)
+		return p, err == nil, err
+	}
+}
+
+// VXLANPeer makes peers of leases of flannel's vxlan backend, and of no others.
+func VXLANPeer(local netip.Addr, port uint16) func(l *lease.Lease) (routing.Peer, bool, error) {
 	return func(l *lease.Lease) (p routing.Peer, ok bool, err error) {
-		prefix, err := Prefix(l.Subnet)
+		if l.Attrs.BackendType != "vxlan" {
+			return p, false, nil
+		}
+		var data struct{ VtepMAC string }
+		if err := json.Unmarshal(l.Attrs.BackendData, &data); err != nil {
+			return p, false, fmt.Errorf("backend data %q: %w", l.Attrs.BackendData, err)
+		}
+		mac, err := encap.ParseMAC(data.VtepMAC)
 		if err != nil {
+			return p, false, fmt.Errorf("backend data: VtepMAC: %w", err)
+		}
+		if !mac.IsUnicast() {
+			return p, false, fmt.Errorf("backend data: VtepMAC %s: want the address of one station", mac)
+		}
+		if p, err = peerOf(l, local, port); err != nil {
 			return p, false, err
 		}
-		endpoint := Addr(l.Attrs.PublicIP)
-		switch {
-		case endpoint == local:
-			return p, false, fmt.Errorf("public IP %s is this node's own: packets would loop", endpoint)
-		case endpoint.IsUnspecified() || endpoint.IsMulticast() || endpoint.IsLoopback():
-			return p, false, fmt.Errorf("public IP %s: want the address of one host", endpoint)
-		}
-		return routing.Peer{Name: prefix.String(), Endpoint: netip.AddrPortFrom(endpoint, port), AllowedIPs: []netip.Prefix{prefix}}, true, nil
+		p.MAC = mac
+		return p, true, nil
 	}
+}
+
+// peerOf returns what all leases say.
+func peerOf(l *lease.Lease, local netip.Addr, port uint16) (p routing.Peer, err error) {
+	prefix, err := Prefix(l.Subnet)
+	if err != nil {
+		return p, err
+	}
+	endpoint := Addr(l.Attrs.PublicIP)
+	switch {
+	case endpoint == local:
+		return p, fmt.Errorf("public IP %s is this node's own: packets would loop", endpoint)
+	case endpoint.IsUnspecified() || endpoint.IsMulticast() || endpoint.IsLoopback():
+		return p, fmt.Errorf("public IP %s: want the address of one host", endpoint)
+	}
+	return routing.Peer{Name: prefix.String(), Endpoint: netip.AddrPortFrom(endpoint, port), AllowedIPs: []netip.Prefix{prefix}}, nil
 }

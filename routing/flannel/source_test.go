@@ -147,3 +147,46 @@ func TestWatchFails(t *testing.T) {
 		t.Errorf("%d watches in a minute, peers %q, log:\n%s", c.runs, sets, log)
 	}
 }
+
+func TestVXLANPeers(t *testing.T) {
+	with := func(backend, data string) lease.Lease {
+		l := leaseOf("10.10.2.0/24", "172.30.0.2")
+		l.Attrs.BackendType, l.Attrs.BackendData = backend, []byte(data)
+		return l
+	}
+	const good = `{"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`
+	for _, c := range []struct {
+		l    lease.Lease
+		ok   bool
+		mac  string
+		fail string
+	}{
+		{with("vxlan", good), true, "0a:00:00:00:00:02", ""},
+		{with("vxlan", `{"VNI":1,"Later":{"x":1},"VtepMAC":"0A:00:00:00:00:02"}`), true, "0a:00:00:00:00:02", ""},
+		{with("", "null"), false, "", ""}, // a node of the udp backend
+		{with("host-gw", ""), false, "", ""},
+		{with("vxlan", ""), false, "", "backend data"},
+		{with("vxlan", "null"), false, "", "VtepMAC"},
+		{with("vxlan", `{"VtepMAC":"01:00:00:00:00:02"}`), false, "", "want the address of one station"},
+		{with("vxlan", `{"VtepMAC":"00:00:00:00:00:00"}`), false, "", "want the address of one station"},
+		{with("vxlan", `{"VtepMAC":7}`), false, "", "backend data"},
+	} {
+		p, ok, err := flannel.VXLANPeer(netip.MustParseAddr("172.30.0.1"), 8472)(&c.l)
+		if ok != c.ok || (err != nil) != (c.fail != "") || err != nil && !strings.Contains(err.Error(), c.fail) {
+			t.Errorf("%s: %v, %v, want %v, %q", c.l.Attrs.BackendData, ok, err, c.ok, c.fail)
+		}
+		if ok && (p.MAC.String() != c.mac || p.Endpoint.String() != "172.30.0.2:8472") {
+			t.Errorf("peer %+v", p)
+		}
+	}
+}
+
+// Of two leases of one address, the one that expires last says what the peer's MAC is.
+func TestNewestLeaseSpeaks(t *testing.T) {
+	old, late := leaseOf("10.10.2.0/24", "172.30.0.2"), leaseOf("10.10.9.0/24", "172.30.0.2")
+	old.Expiration, late.Expiration = time.Unix(1000, 0), time.Unix(2000, 0)
+	sets, _ := follow(t, &cluster{play: []lease.LeaseWatchResult{everyone(old, late)}})
+	if want := []string{"10.10.9.0/24@172.30.0.2:8285 +10.10.2.0/24"}; !slices.Equal(sets, want) {
+		t.Errorf("%q, want %q", sets, want)
+	}
+}

@@ -181,7 +181,11 @@ func (v *VTEP) announce(ctx context.Context) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if _, err := v.setPeers(v.Config.RoutingPeers()); err != nil {
+	if v.options.Keep { // peers come later; until then what was left keeps leading to those of before
+		if v.routeErr = v.link.AdoptRoutes(); v.options.Network.IsValid() && v.routeErr == nil {
+			v.setRoutes()
+		}
+	} else if _, err := v.setPeers(v.Config.RoutingPeers()); err != nil {
 		return &ConfigError{err}
 	}
 	v.ready = v.routeErr == nil
