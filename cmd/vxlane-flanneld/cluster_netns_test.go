@@ -82,11 +82,24 @@ type member struct {
 	file    string // subnet.env
 	log     string
 	env     []string // of its daemons
+	leases  []string // flags that say where the leases are
 	command *lab.Command
 	subnet  netip.Prefix // FLANNEL_SUBNET, once it is known
 }
 
+// newCluster builds the nodes, and an etcd with the given network configuration.
 func newCluster(t *testing.T, network string) *cluster {
+	t.Helper()
+	c := newNodes(t)
+	cmd := exec.Command(etcdCommand, filepath.Join(c.dir, "etcd"), "172.30.0.254", network)
+	cmd.Stderr = os.Stderr
+	if _, err := c.lab.Host("hub").Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func newNodes(t *testing.T) *cluster {
 	t.Helper()
 	if err := lab.Available(); err != nil {
 		t.Skipf("skipped: %v", err)
@@ -116,11 +129,6 @@ func newCluster(t *testing.T, network string) *cluster {
 		t.Fatal(err)
 	}
 	c.a, c.b = c.node("a"), c.node("b")
-	cmd := exec.Command(etcdCommand, filepath.Join(c.dir, "etcd"), "172.30.0.254", network)
-	cmd.Stderr = os.Stderr
-	if _, err := hub.Start(cmd); err != nil {
-		t.Fatal(err)
-	}
 	return c
 }
 
@@ -129,7 +137,10 @@ func (c *cluster) node(name string) *member {
 	if err := h.Sysctl("net.ipv4.ip_forward", "1"); err != nil {
 		c.t.Fatal(err)
 	}
-	return &member{c: c, host: h, file: filepath.Join(c.dir, name+".env"), log: filepath.Join(c.dir, name+".log")}
+	return &member{
+		c: c, host: h, file: filepath.Join(c.dir, name+".env"), log: filepath.Join(c.dir, name+".log"),
+		leases: []string{"--etcd-endpoints=http://172.30.0.254:2379"},
+	}
 }
 
 // start runs a daemon on a node, and waits until it has written its subnet file; the address in it is that of cni0.
@@ -142,7 +153,8 @@ func (n *member) start(program string, flags ...string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	cmd := exec.Command(program, append([]string{"--etcd-endpoints=http://172.30.0.254:2379", "--iface=eth0", "--subnet-file=" + n.file, "--iptables-forward-rules=false"}, flags...)...)
+	flags = append(append([]string{"--iface=eth0", "--subnet-file=" + n.file, "--iptables-forward-rules=false"}, n.leases...), flags...)
+	cmd := exec.Command(program, flags...)
 	cmd.Stdout, cmd.Stderr = f, f
 	cmd.Env = append(os.Environ(), n.env...)
 	if n.command, err = n.host.Start(cmd); err != nil {
