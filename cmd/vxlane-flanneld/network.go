@@ -43,6 +43,7 @@ func (nw *tunnelNetwork) open(c static.Tunnel, network netip.Prefix) (err error)
 	if nw.vtep, err = vtep.Open(c, "flannel", vtep.Options{Keep: true, Network: network}, nw.node.log); err != nil {
 		return err
 	}
+	vtep.ReserveThreads(nw.vtep.Config.Device.Queues)
 	path, err := control.SocketPath(c.Device.Name)
 	if err == nil {
 		control.Sweep()

@@ -64,7 +64,11 @@ func (s *service) open(socket string) error {
 			return err
 		}
 	}
-	s.reserveThreads()
+	queues := 0
+	for _, in := range s.tunnels {
+		queues += in.vtep.Config.Device.Queues
+	}
+	vtep.ReserveThreads(queues)
 	if s.config.Metrics.Listen == "" {
 		return nil
 	}
@@ -74,17 +78,6 @@ func (s *service) open(socket string) error {
 	}
 	s.metrics = l
 	return nil
-}
-
-// reserveThreads lets every worker run, and something beside them: a worker that comes back from the kernel never waits
-// for another to leave Go code.
-func (s *service) reserveThreads() {
-	const others = 2 // collector and control socket
-	workers := 0
-	for _, in := range s.tunnels {
-		workers += in.vtep.Config.Device.Queues
-	}
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), workers+others))
 }
 
 // discard closes what open made, when nothing ran.

@@ -136,6 +136,13 @@ func (v *VTEP) open() error {
 // need about as much time as the tunnel (docs/decisions/0009).
 func workers() int { return max(1, runtime.NumCPU()/2) }
 
+// ReserveThreads lets a worker for each of a process's queues run, and something beside them: a worker that comes back from
+// the kernel never waits for another to leave Go code.
+func ReserveThreads(queues int) {
+	const others = 2 // collector and control socket
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), queues+others))
+}
+
 func (v *VTEP) udpConfig() tunnel.UDPConfig {
 	u := &v.Config.Underlay
 	df := map[static.DF]tunnel.DFPolicy{static.DFUnset: tunnel.DFUnset, static.DFSet: tunnel.DFSet, static.DFInherit: tunnel.DFInherit}
