@@ -71,6 +71,25 @@ func (l *Link) AddAddresses(addrs []netip.Prefix) error {
 	return nil
 }
 
+// DropAddresses removes all addresses from the device but the given ones, and those that the kernel gives by itself.
+func (l *Link) DropAddresses(but []netip.Prefix) error {
+	list, err := netlink.AddrList(l.handle(), netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", l.name, err)
+	}
+	var errs []error
+	for _, a := range list {
+		p, ok := prefixFromNet(a.IPNet)
+		if !ok || p.Addr().IsLinkLocalUnicast() || slices.Contains(but, p) {
+			continue
+		}
+		if err := netlink.AddrDel(l.handle(), &a); err != nil {
+			errs = append(errs, fmt.Errorf("remove address %s from %s: %w", p, l.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // ErrNoIPv6 says that IPv6 is switched off.
 var ErrNoIPv6 = errors.New("IPv6 is off here; see sysctl net.ipv6.conf.all.disable_ipv6, or leave IPv6 addresses out")
 

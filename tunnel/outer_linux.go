@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -24,6 +25,7 @@ type outerTAP struct {
 	log      *slog.Logger
 	redirect *redirect
 	gso      feature
+	closing  sync.Once
 }
 
 const (
@@ -141,7 +143,7 @@ func (o *outerTAP) forward(local netip.Addr) error {
 		return nil
 	}
 	if err := os.WriteFile(path, []byte(strconv.Itoa(1)), 0); err != nil {
-		return fmt.Errorf("turn forwarding on for %s: %w: /proc/sys must be writable, or net.ipv4.conf.default.forwarding be 1", o.name, err)
+		return fmt.Errorf("turn forwarding on for %s: %w: /proc/sys must be writable, or conf.default.forwarding be 1 for the underlay's family", o.name, err)
 	}
 	return nil
 }
@@ -153,11 +155,27 @@ func (o *outerTAP) forwardingPath(local netip.Addr) string {
 	return "/proc/sys/net/ipv4/conf/" + o.name + "/forwarding"
 }
 
-// works reports whether the device is to be used. What leaves through it is never fragmented: when a path turns out to be
-// narrower than the tunnel's packets, the sockets, which fragment, take over.
+// hindrances are answers of the routes that a socket would not have got: it fragments, it reaches this host's own addresses,
+// and takes routes with an encapsulation of their own.
+var hindrances = []struct {
+	answer int
+	why    string
+}{
+	{fibFragNeeded, "the path to a peer takes smaller packets than this tunnel makes, and what leaves whole is not fragmented; lower device.mtu and start again"},
+	{fibNotForwarded, "a peer has no route, or is at an address of this host"},
+	{fibForwardingDisabled, "forwarding was turned off for the outer device"},
+	{fibUnsupported, "the route to a peer has an encapsulation of its own"},
+}
+
+// works reports whether the device is to be used. Once packets were dropped that a socket would have sent, the sockets take over.
 func (o *outerTAP) works() bool {
-	if o.redirect != nil && o.redirect.dropped(fibFragNeeded) > 0 {
-		o.gso.retire(o.log, capabilityTunnelGSO, "the path to a peer takes smaller packets than this tunnel makes, and what leaves whole is not fragmented; lower device.mtu and start again")
+	if o.redirect == nil {
+		return o.gso.on()
+	}
+	for _, h := range hindrances {
+		if o.redirect.dropped(h.answer) > 0 {
+			o.gso.retire(o.log, capabilityTunnelGSO, h.why)
+		}
 	}
 	return o.gso.on()
 }
@@ -168,10 +186,12 @@ func (o *outerTAP) describe() string {
 }
 
 // close gives the device back, and with it all that was done to it.
-func (o *outerTAP) close() error {
-	var errs []error
-	if o.redirect != nil {
-		errs = append(errs, o.redirect.close())
-	}
-	return errors.Join(append(errs, unix.Close(o.fd))...)
+func (o *outerTAP) close() (err error) {
+	o.closing.Do(func() {
+		if o.redirect != nil {
+			err = o.redirect.close()
+		}
+		err = errors.Join(err, unix.Close(o.fd))
+	})
+	return err
 }

@@ -36,8 +36,8 @@ type outerSender struct {
 
 const (
 	maxOuterHeader = 40 + 8
-	// maxOuterLen is the most bytes that an outer IP header can count, of IPv4, which counts itself.
-	maxOuterLen = 65535
+	// maxCarried is the longest packet that the outer headers can count, IPv4's of which counts itself.
+	maxCarried = 65535 - maxOuterHeader - encap.VXLANHeaderLen - encap.EthernetHeaderLen
 )
 
 func newOuterSender(tap *outerTAP, cfg outerConfig) *outerSender {
@@ -45,9 +45,10 @@ func newOuterSender(tap *outerTAP, cfg outerConfig) *outerSender {
 }
 
 // takes reports whether p goes through the device: TCP, all packets of a flow and not only those of super-packets, so that
-// none overtakes another. Of UDP, trains through sockets carry more.
+// none overtakes another (but for those that are too long, which no TCP of this host makes). Of UDP, trains through sockets
+// carry more.
 func (s *outerSender) takes(p *Packet) bool {
-	return s.tap.works() && p.Headers.Proto == encap.ProtoTCP && !p.Headers.Fragment && len(p.Data) <= maxOuterLen-2*Headroom
+	return s.tap.works() && p.Headers.Proto == encap.ProtoTCP && !p.Headers.Fragment && len(p.Data) <= maxCarried
 }
 
 // send sends d, which carries a packet, from a port. A device that refuses it is not used any more.

@@ -29,7 +29,8 @@ var fibAnswers = [...]string{
 }
 
 const (
-	fibSuccess, fibNoNeighbour, fibFragNeeded, fibOther = 0, 7, 8, 15
+	fibSuccess, fibNotForwarded, fibForwardingDisabled, fibUnsupported = 0, 4, 5, 6
+	fibNoNeighbour, fibFragNeeded, fibOther                            = 7, 8, 15
 
 	fibSkipNeighbour = 1 << 2 // BPF_FIB_LOOKUP_SKIP_NEIGH
 	tcShot           = 2      // TC_ACT_SHOT, include/uapi/linux/pkt_cls.h

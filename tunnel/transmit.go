@@ -182,7 +182,7 @@ func (x *transmitter) explain(r encap.Reason, p *Packet) {
 	switch {
 	case r == encap.TTLExpired:
 		u = encap.TimeExceeded
-	case r != encap.NoTXTarget:
+	case r != encap.NoTXTarget, !x.t.told.Load():
 		return
 	case x.t.rules.Ethernet:
 		u = encap.HostUnreachable

@@ -35,6 +35,8 @@ type TUN struct {
 	fds    []int // reader and writer of each queue
 	tso    feature
 	uso    feature
+
+	takenOver bool // from a process before this one; it may be up
 }
 
 // OpenTUN creates a device. It is down, and has no addresses.
@@ -46,7 +48,7 @@ func OpenTUN(cfg TUNConfig) (*TUN, error) {
 		// Opening would join its queues: a multi-queue TUN device takes more of them from anyone.
 		return nil, explainOpen(cfg.Name, unix.EBUSY)
 	}
-	t := &TUN{cfg: cfg, name: cfg.Name}
+	t := &TUN{cfg: cfg, name: cfg.Name, takenOver: cfg.Keep && exists(cfg.Name)}
 	if err := t.open(); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
@@ -60,8 +62,14 @@ func inUse(name string, takeOver bool) bool {
 	if err != nil {
 		return false
 	}
+	// A device that is down shows no carrier, whoever has it.
 	left := l.Type() == "tuntap" && l.Attrs().RawFlags&unix.IFF_LOWER_UP == 0
 	return !takeOver || !left
+}
+
+func exists(name string) bool {
+	_, err := netlink.LinkByName(name)
+	return err == nil
 }
 
 func (t *TUN) open() error {
@@ -181,19 +189,33 @@ func (t *TUN) negotiate() {
 			t.tso.disable("TUNSETOFFLOAD with TSO: %v", err)
 		}
 	}
+	fd := t.fds[1]
+	if t.takenOver {
+		spare, _, err := openVNet(probeName)
+		if err != nil {
+			t.tso.disable("open a device to probe: %v", err)
+			t.uso.disable("open a device to probe: %v", err)
+			return
+		}
+		defer unix.Close(spare)
+		fd = spare
+	}
 	for _, p := range []struct {
 		f      *feature
 		packet []byte
 	}{{&t.tso, probeTCP4}, {&t.tso, probeTCP6}, {&t.uso, probeUDP4}} {
-		if err := t.probe(p.packet); err != nil {
+		if err := probe(fd, p.packet); err != nil {
 			p.f.disable("the device refuses super-packets: %v", err)
 		}
 	}
 }
 
-// probe writes a super-packet of two segments to the device, which is down: the kernel judges the metadata before it sees
+// probeName is the pattern for a device of the same kind, which is asked in place of one that is up already.
+const probeName = "vxprobe%d"
+
+// probe writes a super-packet of two segments to a device, which is down: the kernel judges the metadata before it sees
 // that, so EIO says that they are good, and nothing came of it.
-func (t *TUN) probe(packet []byte) error {
+func probe(fd int, packet []byte) error {
 	var h encap.Headers
 	if r := encap.ParseIP(packet, &h); r != encap.None {
 		return fmt.Errorf("probe packet: %s", r)
@@ -201,7 +223,7 @@ func (t *TUN) probe(packet []byte) error {
 	head := h.HeaderLen(packet)
 	var header [virtioHeaderLen]byte
 	putVirtio(header[:], encap.SuperOffload(&h, (len(packet)-head)/2), h.Kind, head)
-	_, err := unix.Writev(t.fds[1], [][]byte{header[:], packet})
+	_, err := unix.Writev(fd, [][]byte{header[:], packet})
 	if errors.Is(err, unix.EIO) {
 		return nil
 	}

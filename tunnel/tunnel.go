@@ -49,6 +49,7 @@ type Tunnel struct {
 	underlay Underlay
 	table    *routing.Table
 	own      atomic.Pointer[Addresses]
+	told     atomic.Bool // SetPeers was called: who is not a peer is nobody
 	hints    hints
 	log      *slog.Logger
 	started  time.Time
@@ -117,6 +118,7 @@ func (t *Tunnel) SetPeers(peers []routing.Peer) (routing.Change, error) {
 	if err != nil {
 		return routing.Change{}, err
 	}
+	defer t.told.Store(true)
 	return t.neighbours.apply(snapshot), nil
 }
 

@@ -365,7 +365,7 @@ func (u *UDP) Close() error {
 	if u.outer != nil {
 		errs = append(errs, u.outer.close())
 	}
-	u.receivers, u.sockets, u.outer = nil, nil, nil
+	u.receivers, u.sockets = nil, nil
 	return errors.Join(errs...)
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/flannel-io/flannel/pkg/lease"
 	"github.com/flannel-io/flannel/pkg/subnet"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/cmd/internal/vtep"
@@ -143,7 +144,8 @@ func cleanup() error {
 	}
 	var errs []error
 	for _, l := range links {
-		if l.Type() != "tuntap" || !ours(l.Attrs().Name) {
+		inUse := l.Attrs().RawFlags&unix.IFF_LOWER_UP != 0
+		if l.Type() != "tuntap" || !ours(l.Attrs().Name) || inUse {
 			continue
 		}
 		if err := netlink.LinkDel(l); err != nil {

@@ -48,7 +48,7 @@ func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*o
 	fs := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
-		fmt.Fprintf(stderr, "Usage: %s [OPTION]...\n       %s cleanup    remove the device that the udp backend leaves behind\n", args[0], args[0])
+		fmt.Fprintf(stderr, "Usage: %s [OPTION]...\n       %s cleanup    remove the devices that are left behind for the next start\n", args[0], args[0])
 		fs.PrintDefaults()
 	}
 	o.define(fs)

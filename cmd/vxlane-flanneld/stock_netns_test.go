@@ -92,6 +92,15 @@ func TestMixedCluster(t *testing.T) {
 			}
 			c.b.start("vxlane-flanneld")
 			c.both()
+			// And back.
+			if err := c.b.command.Stop(); err != nil {
+				t.Error(err)
+			}
+			if out := c.b.run("vxlane-flanneld", "cleanup"); out != "" {
+				t.Errorf("cleanup: %s", out)
+			}
+			c.b.start(stockCommand)
+			c.both()
 		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/flannel-io/flannel/pkg/backend"
@@ -57,7 +58,7 @@ type vxlanConfig struct {
 }
 
 func (b *vxlanBackend) parse(config *subnet.Config) (vxlanConfig, error) {
-	c := vxlanConfig{VNI: 1, MTU: b.external.Iface.MTU, Dataplane: "auto"}
+	c := vxlanConfig{VNI: 1, Dataplane: "auto"}
 	if len(config.Backend) > 0 {
 		if err := json.Unmarshal(config.Backend, &c); err != nil {
 			return c, fmt.Errorf("network configuration: Backend: %w", err)
@@ -66,6 +67,9 @@ func (b *vxlanBackend) parse(config *subnet.Config) (vxlanConfig, error) {
 	from := "network configuration: Backend.Dataplane"
 	if v := os.Getenv(dataplaneVariable); v != "" {
 		c.Dataplane, from = v, dataplaneVariable
+	}
+	if c.MTU == 0 {
+		c.MTU = b.external.Iface.MTU
 	}
 	switch c.Dataplane {
 	case "auto", "kernel", "userspace":
@@ -82,8 +86,12 @@ func (b *vxlanBackend) RegisterNetwork(ctx context.Context, wg *sync.WaitGroup, 
 	}
 	if c.Dataplane == "auto" {
 		c.Dataplane = "kernel"
-		if err := kernelVXLAN(); err != nil {
-			klog.Infof("the kernel has no vxlan (%v): using vxlane's", err)
+		has, err := kernelHasVXLAN()
+		if err != nil {
+			return nil, err
+		}
+		if !has {
+			klog.Info("the kernel has no vxlan: using vxlane's")
 			c.Dataplane = "userspace"
 		}
 	}
@@ -97,13 +105,21 @@ func (b *vxlanBackend) RegisterNetwork(ctx context.Context, wg *sync.WaitGroup, 
 	return kernel.RegisterNetwork(ctx, wg, config)
 }
 
-// kernelVXLAN asks the kernel for a vxlan device, and gives it back.
-func kernelVXLAN() error {
+// kernelHasVXLAN asks the kernel for a vxlan device, and gives it back. One that is there already, left by a process that was
+// killed here, is an answer, too.
+func kernelHasVXLAN() (bool, error) {
 	probe := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vxlane-probe"}, VxlanId: 1<<24 - 2}
-	if err := netlink.LinkAdd(probe); err != nil {
-		return err
+	err := netlink.LinkAdd(probe)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+		return false, nil
 	}
-	return netlink.LinkDel(probe)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return false, fmt.Errorf("ask the kernel for a vxlan device: %w: choose with %s=kernel or userspace", err, dataplaneVariable)
+	}
+	if err := netlink.LinkDel(probe); err != nil {
+		klog.Warningf("device %s is left behind: %v", probe.Name, err)
+	}
+	return true, nil
 }
 
 // vxlanData is what a lease says of a VTEP. VtepMAC is last: flannel finds it there by its place in the text.
@@ -117,6 +133,8 @@ func (b *vxlanBackend) register(ctx context.Context, config *subnet.Config, c vx
 	switch {
 	case config.EnableIPv6:
 		return nil, errors.New("network configuration: EnableIPv6: the userspace dataplane carries IPv4 only yet: use Dataplane kernel")
+	case c.GBP:
+		return nil, errors.New("network configuration: Backend.GBP: the userspace dataplane cannot do that yet: use Dataplane kernel, or leave it out")
 	case c.DirectRouting:
 		return nil, errors.New("network configuration: Backend.DirectRouting: the userspace dataplane cannot do that yet: use Dataplane kernel, or leave it out")
 	}
@@ -134,9 +152,7 @@ func (b *vxlanBackend) register(ctx context.Context, config *subnet.Config, c vx
 	if c.Port != 0 {
 		t.Underlay.Port = c.Port
 	}
-	if mac, err := b.takeMAC(ctx, device); err != nil {
-		return nil, err
-	} else if !mac.IsZero() {
+	if mac := b.knownMAC(ctx, device); !mac.IsZero() {
 		t.Device.MAC = mac
 	}
 	data, err := json.Marshal(vxlanData{c.VNI, t.Device.MAC.String()})
@@ -153,30 +169,61 @@ func (b *vxlanBackend) register(ctx context.Context, config *subnet.Config, c vx
 		node:          b.node, manager: b.manager, mtu: t.Device.MTU,
 		peer: flannel.VXLANPeer(public, t.Underlay.Port),
 	}
+	if err := makeRoom(device); err != nil {
+		return nil, err
+	}
 	if err := nw.open(t, netip.Prefix{}); err != nil {
 		return nil, err
 	}
+	remember(device, t.Device.MAC)
 	return nw, nw.start(ctx)
 }
 
-// takeMAC returns the MAC that other nodes know this one by, zero when there is none: the stored one, or that of the kernel's
-// device, which makes room for ours.
-func (b *vxlanBackend) takeMAC(ctx context.Context, device string) (mac encap.MAC, err error) {
+// macAlias begins the alias of a kept device; this VTEP's MAC follows: a TUN device has none of its own to remember it by.
+const macAlias = "vtep "
+
+// knownMAC returns the MAC that other nodes know this one by, zero when there is none: the stored one, else that of the device,
+// the kernel's or ours, that is there from before.
+func (b *vxlanBackend) knownMAC(ctx context.Context, device string) (mac encap.MAC) {
 	if stored, _ := b.manager.GetStoredMacAddresses(ctx); stored != "" {
-		if mac, err = encap.ParseMAC(stored); err != nil {
-			klog.Errorf("the stored MAC is not used: %v", err)
+		mac, err := encap.ParseMAC(stored)
+		if err == nil {
+			return mac
 		}
+		klog.Errorf("the stored MAC is not used: %v", err)
 	}
 	l, err := netlink.LinkByName(device)
-	if err != nil || l.Type() != vxlanType {
-		return mac, nil
+	if err != nil {
+		return mac
 	}
-	if mac.IsZero() && len(l.Attrs().HardwareAddr) == len(mac) {
+	if l.Type() == vxlanType && len(l.Attrs().HardwareAddr) == len(mac) {
 		copy(mac[:], l.Attrs().HardwareAddr)
+	} else if text, ok := strings.CutPrefix(l.Attrs().Alias, macAlias); ok {
+		mac, _ = encap.ParseMAC(text) // nobody's but ours; zero when it is
 	}
-	klog.Infof("device %s is the kernel's: it is replaced, and its MAC %s kept", device, mac)
+	return mac
+}
+
+// remember notes this VTEP's MAC where knownMAC looks.
+func remember(device string, mac encap.MAC) {
+	l, err := netlink.LinkByName(device)
+	if err == nil {
+		err = netlink.LinkSetAlias(l, macAlias+mac.String())
+	}
+	if err != nil {
+		klog.Warningf("the MAC %s may change with the next start: %v", mac, err)
+	}
+}
+
+// makeRoom removes the kernel's vxlan device of that name, when there is one.
+func makeRoom(device string) error {
+	l, err := netlink.LinkByName(device)
+	if err != nil || l.Type() != vxlanType {
+		return nil
+	}
+	klog.Infof("device %s is the kernel's: it is replaced", device)
 	if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
-		return mac, fmt.Errorf("replace the kernel's device %s: %w", device, err)
+		return fmt.Errorf("replace the kernel's device %s: %w", device, err)
 	}
-	return mac, nil
+	return nil
 }

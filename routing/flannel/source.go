@@ -72,6 +72,11 @@ func (s *Source) Run(ctx context.Context, set func([]routing.Peer) (routing.Chan
 // follow takes in what one watch sends, until it ends.
 func (s *Source) follow(ctx context.Context, results <-chan []lease.LeaseWatchResult, failed <-chan error, set func([]routing.Peer) (routing.Change, error)) error {
 	var due <-chan time.Time
+	defer func() {
+		if due != nil && ctx.Err() == nil {
+			s.apply(set) // what came before the watch ended
+		}
+	}()
 	for {
 		select {
 		case <-ctx.Done():
@@ -83,7 +88,9 @@ func (s *Source) follow(ctx context.Context, results <-chan []lease.LeaseWatchRe
 				return errEnded
 			}
 			for i := range batch {
-				s.take(&batch[i])
+				if err := s.take(&batch[i]); err != nil {
+					return err
+				}
 			}
 			if due == nil {
 				due = time.After(gather)
@@ -95,16 +102,25 @@ func (s *Source) follow(ctx context.Context, results <-chan []lease.LeaseWatchRe
 	}
 }
 
-var errEnded = errors.New("the watch ended")
+var (
+	errEnded   = errors.New("the watch ended")
+	errPartial = errors.New("a list of leases without this node's own: something was left out")
+)
 
-// take books one result. A snapshot is everyone, whatever was known.
-func (s *Source) take(r *lease.LeaseWatchResult) {
+// take books one result. A snapshot is everyone, whatever was known; but flannel's etcd watch sends an empty one for an event
+// that it cannot read, and leaves out leases whose time to live it was not told (pkg/subnet/etcd/registry.go): then it is
+// asked again.
+func (s *Source) take(r *lease.LeaseWatchResult) error {
 	if len(r.Events) == 0 {
+		own := func(l lease.Lease) bool { return key(&l) == key(&s.Own) }
+		if !slices.ContainsFunc(r.Snapshot, own) {
+			return errPartial
+		}
 		clear(s.known)
 		for _, l := range r.Snapshot {
 			s.known[key(&l)] = l
 		}
-		return
+		return nil
 	}
 	for _, e := range r.Events {
 		switch e.Type {
@@ -114,6 +130,7 @@ func (s *Source) take(r *lease.LeaseWatchResult) {
 			delete(s.known, key(&e.Lease))
 		}
 	}
+	return nil
 }
 
 func key(l *lease.Lease) string { return l.Subnet.String() + " " + l.IPv6Subnet.String() }
@@ -133,6 +150,7 @@ func (s *Source) apply(set func([]routing.Peer) (routing.Change, error)) {
 // node that got another subnet keeps its old lease until that expires.
 func (s *Source) peers() []routing.Peer {
 	merged := make(map[netip.AddrPort]*routing.Peer)
+	claimed := make(map[string]string) // prefixes and MACs, by whom
 	bad := make(map[string]string)
 	newestFirst := func(a, b string) int {
 		return cmp.Or(s.known[b].Expiration.Compare(s.known[a].Expiration), cmp.Compare(a, b))
@@ -143,6 +161,9 @@ func (s *Source) peers() []routing.Peer {
 			continue
 		}
 		p, ok, err := s.Peer(&l)
+		if ok && err == nil {
+			err = claim(claimed, &p)
+		}
 		switch {
 		case err != nil:
 			bad[k] = err.Error()
@@ -161,6 +182,26 @@ func (s *Source) peers() []routing.Peer {
 	}
 	slices.SortFunc(peers, func(a, b routing.Peer) int { return cmp.Compare(a.Name, b.Name) })
 	return peers
+}
+
+// claim books a peer's prefixes and MAC, or says who has them already: one lease too many must not cost the others.
+func claim(claimed map[string]string, p *routing.Peer) error {
+	var claims []string
+	for _, a := range p.AllowedIPs {
+		claims = append(claims, a.String())
+	}
+	if !p.MAC.IsZero() {
+		claims = append(claims, p.MAC.String())
+	}
+	for _, c := range claims {
+		if by, ok := claimed[c]; ok && by != p.Endpoint.String() {
+			return fmt.Errorf("%s is that of the node at %s already", c, by)
+		}
+	}
+	for _, c := range claims {
+		claimed[c] = p.Endpoint.String()
+	}
+	return nil
 }
 
 // complain names bad leases, each once.

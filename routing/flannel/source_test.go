@@ -51,6 +51,8 @@ func leaseOf(subnet, public string) lease.Lease {
 	}
 }
 
+var ownLease = leaseOf("10.10.1.0/24", "172.30.0.1")
+
 func everyone(leases ...lease.Lease) lease.LeaseWatchResult {
 	return lease.LeaseWatchResult{Snapshot: leases}
 }
@@ -129,7 +131,7 @@ func TestBadLeases(t *testing.T) {
 		"without host bits":      leaseOf("10.10.5.7/24", "172.30.0.5"),
 		"address of one host\" ": leaseOf("10.10.5.0/24", "224.0.0.1"),
 	} {
-		sets, log := follow(t, &cluster{play: []lease.LeaseWatchResult{everyone(good, bad), event(lease.EventAdded, good)}})
+		sets, log := follow(t, &cluster{play: []lease.LeaseWatchResult{everyone(ownLease, good, bad), event(lease.EventAdded, good)}})
 		if len(sets) != 2 || sets[0] != "10.10.2.0/24@172.30.0.2:8285" || sets[1] != sets[0] {
 			t.Errorf("%s: peers %q", why, sets)
 		}
@@ -141,7 +143,7 @@ func TestBadLeases(t *testing.T) {
 
 // A watch that fails is begun again; what was known stays in force until it says otherwise.
 func TestWatchFails(t *testing.T) {
-	c := &cluster{play: []lease.LeaseWatchResult{everyone(leaseOf("10.10.2.0/24", "172.30.0.2"))}, fail: errors.New("no leader")}
+	c := &cluster{play: []lease.LeaseWatchResult{everyone(ownLease, leaseOf("10.10.2.0/24", "172.30.0.2"))}, fail: errors.New("no leader")}
 	sets, log := follow(t, c)
 	if len(sets) != 1 || c.runs < 30 || !strings.Contains(log, "no leader") {
 		t.Errorf("%d watches in a minute, peers %q, log:\n%s", c.runs, sets, log)
@@ -185,8 +187,52 @@ func TestVXLANPeers(t *testing.T) {
 func TestNewestLeaseSpeaks(t *testing.T) {
 	old, late := leaseOf("10.10.2.0/24", "172.30.0.2"), leaseOf("10.10.9.0/24", "172.30.0.2")
 	old.Expiration, late.Expiration = time.Unix(1000, 0), time.Unix(2000, 0)
-	sets, _ := follow(t, &cluster{play: []lease.LeaseWatchResult{everyone(old, late)}})
+	sets, _ := follow(t, &cluster{play: []lease.LeaseWatchResult{everyone(ownLease, old, late)}})
 	if want := []string{"10.10.9.0/24@172.30.0.2:8285 +10.10.2.0/24"}; !slices.Equal(sets, want) {
 		t.Errorf("%q, want %q", sets, want)
 	}
+}
+
+// What flannel's etcd watch sends when it could not read an event, and a list from which something is missing, change
+// nothing: the watch is begun again.
+func TestPartialLists(t *testing.T) {
+	b := leaseOf("10.10.2.0/24", "172.30.0.2")
+	for _, partial := range []lease.LeaseWatchResult{{Cursor: "7"}, everyone(b), everyone()} {
+		c := &cluster{play: []lease.LeaseWatchResult{everyone(ownLease, b), partial}}
+		sets, log := follow(t, c)
+		if want := []string{"10.10.2.0/24@172.30.0.2:8285"}; !slices.Equal(sets, want) || c.runs != 2 || !strings.Contains(log, "without this node's own") {
+			t.Errorf("%d watches, peers %q, log\n%s", c.runs, sets, log)
+		}
+	}
+}
+
+// Two nodes that claim one subnet, or one MAC: the one whose lease is newer is the peer, the other is named.
+func TestConflictingLeases(t *testing.T) {
+	peer := func(l *lease.Lease) (routing.Peer, bool, error) {
+		return flannel.VXLANPeer(netip.MustParseAddr("172.30.0.1"), 8472)(l)
+	}
+	mk := func(subnet, public string, at int64) lease.Lease {
+		l := leaseOf(subnet, public)
+		l.Expiration = time.Unix(at, 0)
+		l.Attrs.BackendType, l.Attrs.BackendData = "vxlan", []byte(`{"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`)
+		return l
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var text strings.Builder
+		s := flannel.Source{
+			Leases: &cluster{play: []lease.LeaseWatchResult{everyone(ownLease, mk("10.10.2.0/24", "172.30.0.2", 1), mk("10.10.3.0/24", "172.30.0.3", 2))}},
+			Own:    ownLease, Log: slog.New(slog.NewTextHandler(&text, nil)), Peer: peer,
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		s.Run(ctx, func(peers []routing.Peer) (routing.Change, error) {
+			if len(peers) != 1 || peers[0].Name != "10.10.3.0/24" {
+				t.Errorf("peers %+v", peers)
+			}
+			return routing.Change{}, nil
+		})
+		if !strings.Contains(text.String(), "0a:00:00:00:00:02 is that of the node at 172.30.0.3:8472 already") {
+			t.Error(text.String())
+		}
+	})
 }

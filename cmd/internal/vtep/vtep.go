@@ -177,6 +177,11 @@ func (v *VTEP) Run(ctx context.Context, ready func()) error {
 
 // announce tells the host about the tunnel, which moves packets already.
 func (v *VTEP) announce(ctx context.Context) error {
+	if v.options.Keep {
+		if err := v.link.DropAddresses(v.Config.Device.Addresses); err != nil {
+			return err
+		}
+	}
 	if err := v.link.AddAddresses(v.Config.Device.Addresses); err != nil {
 		return explainAddress(err)
 	}
