@@ -51,12 +51,7 @@ const (
 func (s *Source) Run(ctx context.Context, set func([]routing.Peer) (routing.Change, error)) {
 	s.known, s.bad = make(map[string]lease.Lease), make(map[string]string)
 	for {
-		results := make(chan []lease.LeaseWatchResult)
-		failed := make(chan error, 1)
-		watch, cancel := context.WithCancel(ctx)
-		go func() { failed <- s.Leases.WatchLeases(watch, results) }()
-		err := s.follow(ctx, results, failed, set)
-		cancel()
+		err := s.watch(ctx, set)
 		if ctx.Err() != nil {
 			return
 		}
@@ -65,6 +60,26 @@ func (s *Source) Run(ctx context.Context, set func([]routing.Peer) (routing.Chan
 		case <-ctx.Done():
 			return
 		case <-time.After(retry):
+		}
+	}
+}
+
+// watch follows one watch, and returns when nothing of it is left.
+func (s *Source) watch(ctx context.Context, set func([]routing.Peer) (routing.Change, error)) error {
+	results := make(chan []lease.LeaseWatchResult)
+	failed, ended := make(chan error, 1), make(chan struct{})
+	watching, cancel := context.WithCancel(ctx)
+	go func() {
+		defer close(ended)
+		failed <- s.Leases.WatchLeases(watching, results)
+	}()
+	err := s.follow(ctx, results, failed, set)
+	cancel()
+	for {
+		select {
+		case <-ended:
+			return err
+		case <-results: // it may be about to send, whatever it was told
 		}
 	}
 }
