@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"strconv"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -142,7 +141,7 @@ func (o *outerTAP) forward(local netip.Addr) error {
 	if b, err := os.ReadFile(path); err == nil && len(b) > 0 && b[0] == '1' {
 		return nil
 	}
-	if err := os.WriteFile(path, []byte(strconv.Itoa(1)), 0); err != nil {
+	if err := os.WriteFile(path, []byte("1"), 0); err != nil {
 		return fmt.Errorf("turn forwarding on for %s: %w: /proc/sys must be writable, or conf.default.forwarding be 1 for the underlay's family", o.name, err)
 	}
 	return nil

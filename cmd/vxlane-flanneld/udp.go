@@ -15,12 +15,8 @@ import (
 	"github.com/vxlane/vxlane/routing/flannel"
 )
 
-const (
-	// udpDevice is the device's name: the first that flannel asks the kernel for (flannel%d).
-	udpDevice = "flannel0"
-	// udpOverhead is what the outer IPv4 and UDP headers add.
-	udpOverhead = 20 + 8
-)
+// udpDevice is the device's name: the first that flannel asks the kernel for (flannel%d).
+const udpDevice = "flannel0"
 
 // udpBackend is the udp backend: leases and wire are those of flannel's, the dataplane is vxlane's.
 type udpBackend struct {
@@ -73,7 +69,7 @@ func (b *udpBackend) RegisterNetwork(ctx context.Context, _ *sync.WaitGroup, con
 	}
 	nw := &tunnelNetwork{
 		SimpleNetwork: backend.SimpleNetwork{SubnetLease: l, ExtIface: b.external},
-		node:          b.node, manager: b.manager, mtu: c.MTU - udpOverhead,
+		node:          b.node, manager: b.manager, mtu: c.MTU - encap.Overhead(encap.NewFlannelUDP(), false),
 		peer: flannel.UDPPeer(public, c.Port),
 	}
 	t, err := describe(`  - device: {name: %s, addresses: [%s], mtu: %d}

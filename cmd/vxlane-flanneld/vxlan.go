@@ -26,8 +26,6 @@ import (
 const (
 	// vxlanDevice is the pattern of the device's name, by VNI.
 	vxlanDevice = "flannel.%d"
-	// vxlanOverhead is what outer IPv4, UDP and VXLAN headers and the inner Ethernet header add.
-	vxlanOverhead = 20 + 8 + 8 + 14
 	// vxlanType is the backend's name in leases.
 	vxlanType = "vxlan"
 	// dataplaneVariable chooses for one node, above the network configuration: nodes change one by one.
@@ -145,7 +143,7 @@ func (b *vxlanBackend) register(ctx context.Context, config *subnet.Config, c vx
 	device := fmt.Sprintf(vxlanDevice, c.VNI)
 	t, err := describe(`  - device: {name: %s, mtu: %d}
     underlay: {local: %s, vni: %d, source_check: {outer: true, inner: false}}
-`, device, c.MTU-vxlanOverhead, own, c.VNI)
+`, device, c.MTU-encap.Overhead(encap.NewVXLANIP(0, encap.StrictBits), false), own, c.VNI)
 	if err != nil {
 		return nil, err
 	}
