@@ -49,7 +49,7 @@ func loopForTest(tb testing.TB, payload int, joins bool) (t *Tunnel, packets []P
 	ends.receivers = []Receiver{ends}
 	t, err := New(Config{
 		Framing: encap.FramingVXLAN, VNI: 1, MAC: encap.MAC{2, 5: 1}, Local: netip.MustParseAddr("172.30.0.1"), Port: 8472, MTU: 1450,
-		TOSInherit: true, OuterCheck: true, InnerCheck: true,
+		TOSInherit: true, OuterCheck: CheckEnforce, InnerCheck: CheckEnforce,
 	}, ends, ends)
 	if err != nil {
 		tb.Fatal(err)

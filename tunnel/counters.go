@@ -38,6 +38,7 @@ type counters struct {
 	batches   [batchBuckets]routing.Counter // by ceil(log2(size))
 	batchSum  routing.Counter
 	split     routing.Counter // segments that super-packets were split into
+	suspect   [encap.NumReasons]routing.Counter
 	_         [64]byte
 }
 
@@ -64,10 +65,14 @@ type Flow struct {
 	// Reasons has a count for every drop reason that the direction ever used.
 	Reasons map[string]uint64 `json:"reasons"`
 
-	byReason [encap.NumReasons]uint64
-	batches  [batchBuckets]uint64
-	batchSum uint64
-	split    uint64
+	// Suspects are the delivered packets that a check would have dropped if it enforced, by the reason.
+	Suspects map[string]uint64 `json:"suspects,omitempty"`
+
+	byReason  [encap.NumReasons]uint64
+	bySuspect [encap.NumReasons]uint64
+	batches   [batchBuckets]uint64
+	batchSum  uint64
+	split     uint64
 }
 
 func (f *Flow) add(c *counters) {
@@ -79,6 +84,7 @@ func (f *Flow) add(c *counters) {
 	f.split += c.split.Load()
 	for i := range c.dropped {
 		f.byReason[i] += c.dropped[i].Load()
+		f.bySuspect[i] += c.suspect[i].Load()
 	}
 	for i := range c.batches {
 		f.batches[i] += c.batches[i].Load()
@@ -87,7 +93,12 @@ func (f *Flow) add(c *counters) {
 
 // finish fills in the sums and the map from what add gathered.
 func (f *Flow) finish() {
-	f.Reasons = make(map[string]uint64)
+	f.Reasons, f.Suspects = make(map[string]uint64), make(map[string]uint64)
+	for r, n := range f.bySuspect {
+		if n > 0 {
+			f.Suspects[encap.Reason(r).String()] = n
+		}
+	}
 	for r, n := range f.byReason {
 		if n > 0 {
 			f.Reasons[encap.Reason(r).String()] = n

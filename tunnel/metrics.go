@@ -46,6 +46,7 @@ var (
 	metricBytes     = define("counter", "vxlane_bytes_total", "Bytes of the packets delivered, without outer headers.", "direction", "vni")
 	metricConsumed  = define("counter", "vxlane_consumed_packets_total", "Packets that the tunnel answered itself: ARP and neighbour discovery.", "direction", "vni")
 	metricDropped   = define("counter", "vxlane_dropped_packets_total", "Packets dropped, by reason.", "direction", "reason")
+	metricSuspect   = define("counter", "vxlane_suspect_packets_total", "Packets received and let pass that a source check would have dropped if it enforced (source_check: count), by the reason.", "reason")
 	metricHeld      = define("gauge", "vxlane_held_packets", "Packets that wait for a peer's MAC.")
 	metricGenerated = define("counter", "vxlane_generated_packets_total", "Packets that the tunnel sent of its own accord.", "kind")
 
@@ -104,6 +105,9 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	stats := c.Tunnel.Stats()
 	c.collectFlow(ch, Encap, &stats.Encap)
 	c.collectFlow(ch, Decap, &stats.Decap)
+	for _, r := range sourceChecks {
+		metricSuspect.send(ch, float64(stats.Decap.bySuspect[r]), r.String())
+	}
 	metricHeld.send(ch, float64(stats.Encap.Held))
 	metricSegments.send(ch, float64(stats.Encap.split+stats.Decap.split))
 	for kind, n := range map[string]uint64{
@@ -117,6 +121,9 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	c.collectPeers(ch)
 	c.collectKernel(ch)
 }
+
+// sourceChecks are the reasons that a source check has.
+var sourceChecks = []encap.Reason{encap.PeerUnknown, encap.InnerSourceNotAllowed}
 
 func (c *Collector) collectFlow(ch chan<- prometheus.Metric, d Direction, f *Flow) {
 	direction, vni := d.String(), fmt.Sprint(uint32(c.Tunnel.cfg.VNI))
@@ -202,6 +209,13 @@ func boolValue(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// BuildCollector exports which build a process is.
+func BuildCollector(version, goVersion string) prometheus.Collector {
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: metricBuild.Name, Help: metricBuild.Help}, metricBuild.Labels)
+	build.WithLabelValues(goVersion, version).Set(1)
+	return build
 }
 
 // ProcessCollector exports what is known of the process: its build, and its configuration.

@@ -138,6 +138,9 @@ func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int)
 	case v.Consumed:
 		x.count.consumed.Add(uint64(p.Count))
 	default:
+		if v.Suspect != encap.None {
+			x.count.suspect[v.Suspect].Add(uint64(p.Count))
+		}
 		x.origin = append(x.origin, v.Peer)
 		return
 	}

@@ -34,7 +34,7 @@ type rig struct {
 func rigConfig() tunnel.Config {
 	return tunnel.Config{
 		Framing: encap.FramingVXLAN, VNI: 1, MAC: ourMAC, Local: netip.MustParseAddr("172.30.0.1"), Port: 8472, MTU: 1450,
-		TOSInherit: true, OuterCheck: true, InnerCheck: true,
+		TOSInherit: true, OuterCheck: tunnel.CheckEnforce, InnerCheck: tunnel.CheckEnforce,
 		Scheduler: tunnel.Scheduler{NewWaiter: tunneltest.NewWaiter},
 	}
 }

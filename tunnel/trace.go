@@ -193,6 +193,10 @@ func (tr *tracer) concludeDecap(packet []byte, v Verdict, outerTOS uint8) {
 		return
 	}
 	tr.Verdict, tr.Why = "deliver", "written to the device"
+	if v.Suspect != encap.None {
+		tr.step("source check", "suspect: %s, if the check enforced", v.Suspect)
+		tr.Why = "written to the device, and counted as suspect"
+	}
 }
 
 // whyNot says in terms of this packet why it is dropped; empty where the reason's own sentence is the best there is.

@@ -29,8 +29,8 @@ type Config struct {
 	TOSInherit bool  // outer DSCP is the packet's; else that of TOS
 	TOS        uint8 // outer TOS when it is not inherited
 
-	OuterCheck bool // the outer source must be a peer's endpoint
-	InnerCheck bool // the inner source must be in the peer's allowed prefixes
+	OuterCheck Check // the outer source must be a peer's endpoint
+	InnerCheck Check // the inner source must be in the peer's allowed prefixes
 
 	// Workers is how many threads move packets, at most one for each queue; 0 is one for each queue.
 	Workers int

@@ -16,9 +16,19 @@ type Rules struct {
 	MAC        encap.MAC  // this VTEP's, with Ethernet
 	Local      netip.Addr // our underlay address
 	Port       uint16     // our underlay port
-	OuterCheck bool
-	InnerCheck bool
+	OuterCheck Check
+	InnerCheck Check
 }
+
+// Check says what becomes of a received packet whose source is not one that its peer may have.
+type Check uint8
+
+// The ways to check.
+const (
+	CheckOff     Check = iota // it is not looked at
+	CheckCount                // it is delivered, and counted as suspect
+	CheckEnforce              // it is dropped
+)
 
 // View is what verdicts depend on and may change between batches. Both parts are immutable.
 type View struct {
@@ -32,6 +42,9 @@ type Verdict struct {
 	Peer *routing.Peer
 	// Reason is why the packet is dropped; encap.None when it is not.
 	Reason encap.Reason
+	// Suspect is why a check that counts would have dropped the packet, had it been one that enforces; encap.None when it
+	// would not.
+	Suspect encap.Reason
 	// Consumed: the packet is for the VTEP itself (ARP, neighbour discovery), not for the device.
 	Consumed bool
 }
@@ -61,7 +74,7 @@ func DecideTransmit(rules *Rules, view View, packet []byte, h *encap.Headers) Ve
 // packet is a part of datagram, nil when there is none to speak of. It changes nothing else.
 func DecideReceive(rules *Rules, view View, datagram []byte, outer netip.Addr, h *encap.Headers) (packet []byte, v Verdict) {
 	peer := view.Peers.LookupSource(outer)
-	if peer == nil && rules.OuterCheck {
+	if peer == nil && rules.OuterCheck == CheckEnforce {
 		*h = encap.Headers{}
 		return nil, drop(encap.PeerUnknown)
 	}
@@ -112,14 +125,23 @@ func decideInner(rules *Rules, view View, outer netip.Addr, peer *routing.Peer, 
 	if rules.Ethernet && h.Link.Dst.IsGroup() && !view.Own.Takes(h.Dst) {
 		return Verdict{Peer: peer, Reason: encap.OtherHost}
 	}
-	if !rules.InnerCheck {
-		return Verdict{Peer: peer}
+	v := Verdict{Peer: peer}
+	if peer == nil && rules.OuterCheck == CheckCount {
+		v.Suspect = encap.PeerUnknown
+	}
+	if rules.InnerCheck == CheckOff {
+		return v
 	}
 	from := view.Peers.Lookup(h.Src)
-	if from == nil || peer != nil && from.Endpoint.Addr() != outer {
-		return Verdict{Peer: peer, Reason: encap.InnerSourceNotAllowed}
+	switch {
+	case from != nil && (peer == nil || from.Endpoint.Addr() == outer):
+		v.Peer = from
+	case rules.InnerCheck == CheckEnforce:
+		v.Reason = encap.InnerSourceNotAllowed
+	case v.Suspect == encap.None:
+		v.Suspect = encap.InnerSourceNotAllowed
 	}
-	return Verdict{Peer: from}
+	return v
 }
 
 // reachesOwnSocket reports whether a packet is a datagram for our own socket, or may be one: its transport header could

@@ -13,7 +13,7 @@ import (
 func testRules() *tunnel.Rules {
 	return &tunnel.Rules{
 		Codec: encap.NewVXLANIP(1, encap.StrictBits), Ethernet: true, MAC: ourMAC,
-		Local: netip.MustParseAddr("172.30.0.1"), Port: 8472, OuterCheck: true, InnerCheck: true,
+		Local: netip.MustParseAddr("172.30.0.1"), Port: 8472, OuterCheck: tunnel.CheckEnforce, InnerCheck: tunnel.CheckEnforce,
 	}
 }
 
@@ -71,10 +71,11 @@ func TestDecideTransmit(t *testing.T) {
 func TestDecideReceive(t *testing.T) {
 	good := udp(t, "10.99.0.2", "10.99.0.1", 53, nil)
 	const hb, hc, stranger = "172.30.0.2", "172.30.0.3", "172.30.0.9"
-	off := func(outer, inner bool) func(*tunnel.Rules) {
+	checks := func(outer, inner tunnel.Check) func(*tunnel.Rules) {
 		return func(r *tunnel.Rules) { r.OuterCheck, r.InnerCheck = outer, inner }
 	}
-	all := off(true, true)
+	const enforce, off = tunnel.CheckEnforce, tunnel.CheckOff
+	all := checks(enforce, enforce)
 	for _, c := range []struct {
 		name     string
 		rules    func(*tunnel.Rules)
@@ -95,16 +96,16 @@ func TestDecideReceive(t *testing.T) {
 		{"empty", all, nil, hb, encap.PktTooSmall, "hb"},
 		{"header alone", all, frame(nil)[:8], hb, encap.PktTooSmall, "hb"},
 		{"stranger", all, frame(good), stranger, encap.PeerUnknown, ""},
-		{"stranger let in", off(false, true), frame(good), stranger, encap.None, "hb"},
-		{"stranger let in with a source of nobody", off(false, true), frame(udp(t, "10.88.0.1", "10.99.0.1", 53, nil)), stranger, encap.InnerSourceNotAllowed, ""},
+		{"stranger let in", checks(off, enforce), frame(good), stranger, encap.None, "hb"},
+		{"stranger let in with a source of nobody", checks(off, enforce), frame(udp(t, "10.88.0.1", "10.99.0.1", 53, nil)), stranger, encap.InnerSourceNotAllowed, ""},
 		{"source of another peer", all, frame(good), hc, encap.InnerSourceNotAllowed, "hc"},
-		{"source of another peer, unchecked", off(true, false), frame(good), hc, encap.None, "hc"},
+		{"source of another peer, unchecked", checks(enforce, off), frame(good), hc, encap.None, "hc"},
 		{"source of nobody", all, frame(udp(t, "10.88.0.1", "10.99.0.1", 53, nil)), hb, encap.InnerSourceNotAllowed, "hb"},
-		{"our own address", off(true, false), frame(udp(t, "10.99.0.1", "10.99.0.1", 53, nil)), hb, encap.InnerMartian, "hb"},
-		{"our underlay address", off(true, false), frame(udp(t, "172.30.0.1", "10.99.0.1", 53, nil)), hb, encap.InnerMartian, "hb"},
-		{"loopback", off(true, false), frame(udp(t, "127.0.0.1", "10.99.0.1", 53, nil)), hb, encap.InnerMartian, "hb"},
-		{"multicast source", off(true, false), frame(udp(t, "224.0.0.1", "10.99.0.1", 53, nil)), hb, encap.InnerMartian, "hb"},
-		{"unspecified source", off(true, false), frame(udp(t, "::", "fd99::1", 53, nil)), hb, encap.InnerMartian, "hb"},
+		{"our own address", checks(enforce, off), frame(udp(t, "10.99.0.1", "10.99.0.1", 53, nil)), hb, encap.InnerMartian, "hb"},
+		{"our underlay address", checks(enforce, off), frame(udp(t, "172.30.0.1", "10.99.0.1", 53, nil)), hb, encap.InnerMartian, "hb"},
+		{"loopback", checks(enforce, off), frame(udp(t, "127.0.0.1", "10.99.0.1", 53, nil)), hb, encap.InnerMartian, "hb"},
+		{"multicast source", checks(enforce, off), frame(udp(t, "224.0.0.1", "10.99.0.1", 53, nil)), hb, encap.InnerMartian, "hb"},
+		{"unspecified source", checks(enforce, off), frame(udp(t, "::", "fd99::1", 53, nil)), hb, encap.InnerMartian, "hb"},
 		{"nested in itself", all, frame(udp(t, "10.99.0.2", "172.30.0.1", 8472, nil)), hb, encap.NestedTunnel, "hb"},
 		{"other port of the underlay address", all, frame(udp(t, "10.99.0.2", "172.30.0.1", 53, nil)), hb, encap.None, "hb"},
 		{"group MAC as source", all, frame(good, setByte(14, 3)), hb, encap.MACInvalidSource, "hb"},
@@ -123,6 +124,36 @@ func TestDecideReceive(t *testing.T) {
 		}
 		if !bytes.Equal(c.datagram, before) {
 			t.Errorf("%s: the datagram was changed", c.name)
+		}
+	}
+}
+
+// A check that counts lets pass what one that enforces drops, and says so.
+func TestSuspects(t *testing.T) {
+	good, foreign := frame(udp(t, "10.99.0.2", "10.99.0.1", 53, nil)), frame(udp(t, "10.88.0.1", "10.99.0.1", 53, nil))
+	const hb, hc, stranger = "172.30.0.2", "172.30.0.3", "172.30.0.9"
+	for _, c := range []struct {
+		name         string
+		outer, inner tunnel.Check
+		datagram     []byte
+		from         string
+		want         tunnel.Verdict
+		peer         string
+	}{
+		{"peer", tunnel.CheckCount, tunnel.CheckCount, good, hb, tunnel.Verdict{}, "hb"},
+		{"stranger", tunnel.CheckCount, tunnel.CheckCount, good, stranger, tunnel.Verdict{Suspect: encap.PeerUnknown}, "hb"},
+		{"stranger, inner source not looked at", tunnel.CheckCount, tunnel.CheckOff, good, stranger, tunnel.Verdict{Suspect: encap.PeerUnknown}, ""},
+		{"stranger with a source of nobody", tunnel.CheckCount, tunnel.CheckCount, foreign, stranger, tunnel.Verdict{Suspect: encap.PeerUnknown}, ""},
+		{"stranger with a source of nobody, which is enforced", tunnel.CheckCount, tunnel.CheckEnforce, foreign, stranger, tunnel.Verdict{Suspect: encap.PeerUnknown, Reason: encap.InnerSourceNotAllowed}, ""},
+		{"source of another peer", tunnel.CheckCount, tunnel.CheckCount, good, hc, tunnel.Verdict{Suspect: encap.InnerSourceNotAllowed}, "hc"},
+		{"source of nobody, outer enforced", tunnel.CheckEnforce, tunnel.CheckCount, foreign, hb, tunnel.Verdict{Suspect: encap.InnerSourceNotAllowed}, "hb"},
+	} {
+		rules := testRules()
+		rules.OuterCheck, rules.InnerCheck = c.outer, c.inner
+		var h encap.Headers
+		_, v := tunnel.DecideReceive(rules, testView(t), c.datagram, netip.MustParseAddr(c.from), &h)
+		if v.Reason != c.want.Reason || v.Suspect != c.want.Suspect || peerName(v.Peer) != c.peer {
+			t.Errorf("%s: %+v, peer %q; want %+v, %q", c.name, v, peerName(v.Peer), c.want, c.peer)
 		}
 	}
 }
@@ -157,7 +188,7 @@ func TestNeighbourPacketsAreConsumedFromPeersOnly(t *testing.T) {
 	arp := encap.ARP{Op: encap.ARPRequest, SenderMAC: peerMAC, SenderIP: netip.MustParseAddr("10.99.0.2"), TargetIP: netip.MustParseAddr("10.99.0.1")}.Append(nil)
 	datagram := frame(arp, setByte(20, 0x08), setByte(21, 0x06))
 	rules := testRules()
-	rules.OuterCheck = false
+	rules.OuterCheck = tunnel.CheckOff
 	for from, want := range map[string]tunnel.Verdict{"172.30.0.2": {Consumed: true}, "172.30.0.9": {Reason: encap.PeerUnknown}} {
 		var h encap.Headers
 		_, v := tunnel.DecideReceive(rules, testView(t), datagram, netip.MustParseAddr(from), &h)
@@ -174,7 +205,9 @@ func FuzzDecide(f *testing.F) {
 	f.Add(udp(f, "10.99.0.1", "10.99.0.2", 53, nil), true)
 	f.Fuzz(func(t *testing.T, b []byte, check bool) {
 		rules := testRules()
-		rules.OuterCheck, rules.InnerCheck = check, check
+		if !check {
+			rules.OuterCheck, rules.InnerCheck = tunnel.CheckCount, tunnel.CheckOff
+		}
 		before := bytes.Clone(b)
 		var h encap.Headers
 		if v := tunnel.DecideTransmit(rules, view, b, &h); (v.Reason == encap.None) != (v.Peer != nil) {

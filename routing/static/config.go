@@ -72,8 +72,8 @@ type ZeroChecksum6 struct {
 
 // SourceCheck says what is checked of a datagram's origin. These are reverse-path checks, not authentication.
 type SourceCheck struct {
-	Outer bool `yaml:"outer" json:"outer" default:"true" doc:"The outer source address must be a peer's endpoint."`
-	Inner bool `yaml:"inner" json:"inner" default:"true" doc:"The inner source address must be in the allowed_ips of the peer that sent it."`
+	Outer Check `yaml:"outer" json:"outer" default:"true" doc:"The outer source address must be a peer's endpoint: true drops what fails, count delivers and counts it, false does not look."`
+	Inner Check `yaml:"inner" json:"inner" default:"true" doc:"The inner source address must be in the allowed_ips of the peer that sent it: true, count or false, as for outer."`
 }
 
 // Peer is one remote end.
@@ -114,7 +114,7 @@ func (u *Underlay) setDefaults() {
 
 func (s *SourcePorts) setDefaults() { *s = SourcePorts{Range: PortRange{32768, 60999}, Buckets: 16} }
 
-func (s *SourceCheck) setDefaults() { *s = SourceCheck{Outer: true, Inner: true} }
+func (s *SourceCheck) setDefaults() { *s = SourceCheck{Outer: CheckEnforce, Inner: CheckEnforce} }
 
 func (f *FDB) setDefaults() {
 	*f = FDB{Ageing: Duration(300 * time.Second), Limit: 4096, Flood: Flood{All: true}}

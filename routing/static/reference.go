@@ -56,6 +56,8 @@ func typeName(t reflect.Type) string {
 		return "duration"
 	case reflect.TypeFor[TTL](), reflect.TypeFor[TOS]():
 		return "number or inherit"
+	case reflect.TypeFor[Check]():
+		return "true, count or false"
 	case reflect.TypeFor[Flood]():
 		return "word or list of names"
 	}

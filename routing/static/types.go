@@ -62,6 +62,42 @@ func (r ReservedBits) Bits() encap.ReservedBits {
 	return encap.StrictBits
 }
 
+// Check says what becomes of packets whose source is not what it should be.
+type Check string
+
+// The ways to check, as they are written.
+const (
+	CheckOff     Check = "false"
+	CheckCount   Check = "count"
+	CheckEnforce Check = "true"
+)
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (c *Check) UnmarshalText(text []byte) error {
+	switch v := Check(strings.ToLower(string(text))); v {
+	case CheckOff, CheckCount, CheckEnforce:
+		*c = v
+		return nil
+	}
+	return fmt.Errorf("%q: want true, false or count", text)
+}
+
+// MarshalJSON implements json.Marshaler: what is a boolean in the file is one here.
+func (c Check) MarshalJSON() ([]byte, error) { return json.Marshal(c.plain()) }
+
+// MarshalYAML implements yaml.Marshaler.
+func (c Check) MarshalYAML() (any, error) { return c.plain(), nil }
+
+func (c Check) plain() any {
+	switch c {
+	case CheckOff:
+		return false
+	case CheckEnforce:
+		return true
+	}
+	return string(c)
+}
+
 // Duration is a time.Duration that is written as text, such as 300s.
 type Duration time.Duration
 

@@ -31,6 +31,8 @@ type VTEP struct {
 	link         *tunnel.Link
 	log          *slog.Logger
 
+	direct *directRoutes // nil without Options.Direct
+
 	mu       sync.Mutex // held while the set of peers changes, and the routes with it
 	ready    bool
 	routeErr error
@@ -42,6 +44,10 @@ type Options struct {
 	Keep bool
 	// Network, when valid, is what the one route through the device leads to, instead of one for each of the peers' prefixes.
 	Network netip.Prefix
+	// Direct, when not nil, says whether packets for a peer with that endpoint are to be routed to it past the tunnel; DirectWithin
+	// holds the prefixes of all peers. The routes stay behind as Keep has it.
+	Direct       func(endpoint netip.Addr) bool
+	DirectWithin netip.Prefix
 }
 
 // ErrNotReady is what SetPeers answers before the tunnel runs.
@@ -121,16 +127,25 @@ func (v *VTEP) open() error {
 		Framing: u.Encap, VNI: encap.VNI(u.VNI), ReservedBits: u.ReservedBits.Bits(), MAC: d.MAC,
 		Local: u.Local, Port: u.Port, MTU: d.MTU,
 		TTLInherit: u.TTL.Inherit, TOSInherit: u.TOS.Inherit, TOS: u.TOS.Value,
-		OuterCheck: u.SourceCheck.Outer, InnerCheck: u.SourceCheck.Inner,
+		OuterCheck: checks[u.SourceCheck.Outer], InnerCheck: checks[u.SourceCheck.Inner],
 		Workers: workers(), Scheduler: tunnel.KernelScheduler,
 		Log: v.log,
 	}, v.device, v.underlay)
 	if err != nil {
 		return err
 	}
-	v.link, err = tunnel.OpenLink(d.Name, v.log)
+	if v.link, err = tunnel.OpenLink(d.Name, v.log); err != nil {
+		return err
+	}
+	v.link.Replace = v.options.Keep
+	if v.options.Direct != nil {
+		v.direct, err = adoptDirect(v.options.DirectWithin)
+	}
 	return err
 }
+
+// checks are the ways to check sources, by their words in the configuration.
+var checks = map[static.Check]tunnel.Check{static.CheckOff: tunnel.CheckOff, static.CheckCount: tunnel.CheckCount, static.CheckEnforce: tunnel.CheckEnforce}
 
 // workers returns how many threads move packets: on half of the cores, as the applications that packets come from and go to
 // need about as much time as the tunnel (docs/decisions/0009).
@@ -242,10 +257,18 @@ func (v *VTEP) setRoutes() {
 		return
 	}
 	var prefixes []netip.Prefix
+	var direct []*routing.Peer
 	for _, p := range v.Tunnel.Peers().Peers() {
+		if v.direct != nil && v.options.Direct(p.Endpoint.Addr()) {
+			direct = append(direct, p)
+			continue
+		}
 		prefixes = append(prefixes, p.AllowedIPs...)
 	}
 	v.routeErr = v.link.SetRoutes(prefixes)
+	if v.direct != nil {
+		v.routeErr = errors.Join(v.routeErr, v.direct.set(direct))
+	}
 	if v.routeErr == nil {
 		v.routeErr = v.checkUnderlay()
 	}
