@@ -16,6 +16,8 @@ import (
 // Link configures a device as the host sees it: MTU, state, addresses, routes. It remembers what it added, and Undo
 // takes just that away again.
 type Link struct {
+	Replace bool // routes that others have to a prefix, instead of failing over them; set before use
+
 	name   string
 	index  int
 	log    *slog.Logger
@@ -134,7 +136,11 @@ func (l *Link) SetRoutes(prefixes []netip.Prefix) error {
 		if l.routes[p] && present[p] {
 			continue
 		}
-		if err := netlink.RouteAdd(l.route(p)); err != nil {
+		add := netlink.RouteAdd
+		if l.Replace {
+			add = netlink.RouteReplace
+		}
+		if err := add(l.route(p)); err != nil {
 			errs = append(errs, l.explainRoute(p, err))
 			continue
 		}

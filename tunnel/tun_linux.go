@@ -239,6 +239,8 @@ func explainOpen(name string, err error) error {
 		return fmt.Errorf("open /dev/net/tun: %w: the kernel has no TUN driver: modprobe tun", err)
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("open /dev/net/tun: %w: this user may not open the node; run as root, or: chmod 0666 /dev/net/tun, which still leaves making devices to CAP_NET_ADMIN", err)
+	case errors.Is(err, unix.EPERM) && errors.As(err, new(*fs.PathError)):
+		return fmt.Errorf("open /dev/net/tun: %w: the device cgroup of this container refuses it: allow the character device 10:200 (docker: --device /dev/net/tun; Kubernetes: a device plugin, or privileged)", err)
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("make TUN device: %w: need CAP_NET_ADMIN; run as root, or: setcap cap_net_admin+ep %s", err, program())
 	case errors.Is(err, unix.EBUSY):

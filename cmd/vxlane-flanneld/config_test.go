@@ -27,7 +27,7 @@ func TestBackendConfig(t *testing.T) {
 		{`{"Port": 70000}`, "", vxlanConfig{}, "network configuration: Backend:"},
 	} {
 		t.Setenv(dataplaneVariable, c.variable)
-		got, err := (&vxlanBackend{external: external}).parse(network(c.text))
+		got, err := (&vxlanBackend{ourBackend{external: external}}).parse(network(c.text))
 		switch {
 		case c.err == "" && (err != nil || got != c.want):
 			t.Errorf("%s: %+v, %v, want %+v", c.text, got, err, c.want)
@@ -36,18 +36,18 @@ func TestBackendConfig(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]udpConfig{
-		``:                                    {8285, 1500},
-		`{"Type": "udp", "PORT": 9285}`:       {9285, 1500},
-		`{"type": "udp", "mtu": 1400, "x":1}`: {8285, 1400},
+		``:                                    {8285, 1500, ""},
+		`{"Type": "udp", "PORT": 9285}`:       {9285, 1500, ""},
+		`{"type": "udp", "mtu": 1400, "x":1}`: {8285, 1400, ""},
 	} {
-		if got, err := (&udpBackend{external: external}).parse(network(text)); err != nil || got != want {
+		if got, err := (&udpBackend{ourBackend{external: external}}).parse(network(text)); err != nil || got != want {
 			t.Errorf("%s: %+v, %v, want %+v", text, got, err, want)
 		}
 	}
 }
 
 func TestOurDevices(t *testing.T) {
-	for name, want := range map[string]bool{"flannel0": true, "flannel.1": true, "flannel.4096": true, "flannel1": false, "flannel.": false, "flannel.1x": false, "eth0": false, "flannel.01": false} {
+	for name, want := range map[string]bool{"flannel0": true, "flannel.1": true, "flannel-v6.1": true, "flannel-v6": false, "flannel.4096": true, "flannel1": false, "flannel.": false, "flannel.1x": false, "eth0": false, "flannel.01": false} {
 		if ours(name) != want {
 			t.Errorf("%s: %v", name, !want)
 		}

@@ -71,13 +71,18 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 func (n *node) spawn(part func() error) {
 	n.parts.Go(func() {
 		if err := part(); err != nil {
-			select {
-			case n.failures <- err:
-			default:
-			}
-			n.cancel()
+			n.fail(err)
 		}
 	})
+}
+
+// fail ends the daemon with an error.
+func (n *node) fail(err error) {
+	select {
+	case n.failures <- err:
+	default:
+	}
+	n.cancel()
 }
 
 func (n *node) run(ctx context.Context) error {
@@ -91,6 +96,10 @@ func (n *node) run(ctx context.Context) error {
 	if l != nil {
 		n.spawn(func() error { return n.health.serve(ctx, l) })
 	}
+	metrics, err := listenMetrics(n.o.metrics)
+	if err != nil {
+		return err
+	}
 	if err := n.fetchConfig(ctx); err != nil {
 		return err
 	}
@@ -102,6 +111,9 @@ func (n *node) run(ctx context.Context) error {
 	}
 	if err := n.setRules(ctx); err != nil {
 		return err
+	}
+	if metrics != nil {
+		n.spawn(func() error { return n.serveMetrics(ctx, metrics) })
 	}
 	n.announce()
 	n.spawn(func() error { n.network.Run(ctx); return nil })

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"sync"
+	"sync/atomic"
 
 	"github.com/flannel-io/flannel/pkg/backend"
 	"github.com/flannel-io/flannel/pkg/lease"
@@ -18,76 +18,111 @@ import (
 	"github.com/vxlane/vxlane/cmd/internal/vtep"
 	"github.com/vxlane/vxlane/routing"
 	"github.com/vxlane/vxlane/routing/flannel"
+	"github.com/vxlane/vxlane/routing/flannel/nodes"
 	"github.com/vxlane/vxlane/routing/static"
 )
 
-// tunnelNetwork is a running network whose dataplane is vxlane's.
+// ourBackend is what backends of vxlane's dataplane have in common.
+type ourBackend struct {
+	node     *node
+	manager  subnet.Manager
+	external *backend.ExternalInterface
+}
+
+// tunnelNetwork is a running network whose dataplane is vxlane's, with a tunnel for each address family.
 type tunnelNetwork struct {
 	backend.SimpleNetwork
-	node    *node
-	manager subnet.Manager
-	mtu     int
-	peer    func(l *lease.Lease) (routing.Peer, bool, error)
+	node   *node
+	mtu    int
+	ends   []*end
+	leases flannel.Source
+}
 
-	vtep   *vtep.VTEP
-	socket net.Listener
-	mu     sync.Mutex
-	ready  bool
+// network returns a network without tunnels yet, for which the lease was taken.
+func (b *ourBackend) network(l *lease.Lease) *tunnelNetwork {
+	return &tunnelNetwork{SimpleNetwork: backend.SimpleNetwork{SubnetLease: l, ExtIface: b.external}, node: b.node}
 }
 
 // MTU implements backend.Network.
 func (nw *tunnelNetwork) MTU() int { return nw.mtu }
 
-// open makes the device that c describes, or takes over the one that a process before this one left, and the sockets. The
-// device has the network's route, or one for each peer when network is not valid.
-func (nw *tunnelNetwork) open(c static.Tunnel, network netip.Prefix) (err error) {
-	if nw.vtep, err = vtep.Open(c, "flannel", vtep.Options{Keep: true, Network: network}, nw.node.log); err != nil {
+// makePeer makes a peer of a lease, as flannel.View has it.
+type makePeer = func(l *lease.Lease) (routing.Peer, bool, error)
+
+// open makes the device that c describes, or takes over the one that a process before this one left, and the sockets.
+func (nw *tunnelNetwork) open(c static.Tunnel, o vtep.Options, peer makePeer) error {
+	o.Keep = true
+	e := &end{network: nw, peer: peer}
+	err := e.open(c, o)
+	if err != nil {
+		for _, before := range nw.ends {
+			err = errors.Join(err, before.vtep.Close(), before.socket.Close())
+		}
 		return err
 	}
-	vtep.ReserveThreads(nw.vtep.Config.Device.Queues)
-	path, err := control.SocketPath(c.Device.Name)
-	if err == nil {
-		control.Sweep()
-		nw.socket, err = control.Listen(path)
-	}
-	if err != nil {
-		return errors.Join(err, nw.vtep.Close())
+	nw.ends = append(nw.ends, e)
+	if mtu := e.vtep.Config.Device.MTU; nw.mtu == 0 || mtu < nw.mtu {
+		nw.mtu = mtu
 	}
 	return nil
 }
 
 // start moves packets, and returns once it does; what fails later ends the daemon.
 func (nw *tunnelNetwork) start(ctx context.Context) error {
-	ready, ended := make(chan struct{}), make(chan error, 1)
-	nw.node.spawn(func() error {
-		err := nw.vtep.Run(ctx, func() { close(ready) })
-		ended <- err
-		return err
-	})
-	nw.node.spawn(func() error { return control.Serve(ctx, nw.socket, nw, nw.node.log) })
-	select {
-	case <-ready:
-	case err := <-ended:
-		return errors.Join(err, ctx.Err())
+	queues := 0
+	for _, e := range nw.ends {
+		queues += e.vtep.Config.Device.Queues
 	}
-	nw.mu.Lock()
-	defer nw.mu.Unlock()
-	nw.ready = true
+	vtep.ReserveThreads(queues)
+	nw.leases = flannel.Source{Own: *nw.SubnetLease, Log: nw.node.log}
+	for _, e := range nw.ends {
+		if err := e.start(ctx); err != nil {
+			return err
+		}
+		nw.leases.Views = append(nw.leases.Views, flannel.View{Peer: e.peer, Set: e.vtep.SetPeers})
+	}
 	return nil
 }
 
 // Run implements backend.Network: it follows the leases until ctx ends.
 func (nw *tunnelNetwork) Run(ctx context.Context) {
-	s := flannel.Source{Leases: nw.manager, Own: *nw.SubnetLease, Log: nw.node.log, Peer: nw.peer}
-	s.Run(ctx, nw.vtep.SetPeers)
+	watcher, err := nw.node.watcher(ctx, nw.SubnetLease)
+	if err != nil { // it worked for flannel's manager
+		nw.node.fail(err)
+		return
+	}
+	nw.leases.Leases = watcher
+	nw.leases.Run(ctx)
 }
 
-// local returns the interface's IPv4 address, which datagrams are sent from, and the one that other nodes know.
-func local(external *backend.ExternalInterface) (own, public netip.Addr, err error) {
-	own, ok1 := netip.AddrFromSlice(external.IfaceAddr)
-	public, ok2 := netip.AddrFromSlice(external.ExtAddr)
+// watcher returns who tells of the leases, always all of them: flannel's manager for etcd, our own for Kubernetes.
+func (n *node) watcher(ctx context.Context, own *lease.Lease) (flannel.Watcher, error) {
+	if !n.o.kubeSubnetMgr {
+		return n.manager, nil
+	}
+	client, err := nodes.Connect(n.o.kubeAPIURL, n.o.kubeConfigFile)
+	if err != nil {
+		return nil, err
+	}
+	go func() { // flannel's manager collects events for somebody, and logs when nobody takes them
+		events := make(chan []lease.LeaseWatchResult)
+		go func() { _ = n.manager.WatchLeases(ctx, events) }()
+		for range events {
+		}
+	}()
+	return &nodes.Watcher{Client: client, Prefix: n.o.kubeAnnotationPrefix, Own: *own, Log: n.log}, nil
+}
+
+// local returns the interface's address of a family, which datagrams are sent from, and the one that other nodes know.
+func local(external *backend.ExternalInterface, v6 bool) (own, public netip.Addr, err error) {
+	from, to, family := external.IfaceAddr, external.ExtAddr, "IPv4"
+	if v6 {
+		from, to, family = external.IfaceV6Addr, external.ExtV6Addr, "IPv6"
+	}
+	own, ok1 := netip.AddrFromSlice(from)
+	public, ok2 := netip.AddrFromSlice(to)
 	if !ok1 || !ok2 {
-		return own, public, fmt.Errorf("interface %s has no IPv4 address, and the tunnel needs one", external.IfaceName)
+		return own, public, fmt.Errorf("interface %s has no %s address, and the tunnel needs one", external.IfaceName, family)
 	}
 	return own.Unmap(), public.Unmap(), nil
 }
@@ -101,66 +136,125 @@ func describe(format string, args ...any) (static.Tunnel, error) {
 	return c.Tunnels[0], nil
 }
 
-// address returns the device's address: the lease's own network address, as one host, so that no broadcast route comes of it.
-func address(l *lease.Lease) netip.Prefix { return netip.PrefixFrom(flannel.Addr(l.Subnet.IP), 32) }
+// sourceCheck is what a backend's key SourceCheck says, in any case; defaults when it says nothing.
+func sourceCheck(word string, defaults static.SourceCheck) (static.SourceCheck, error) {
+	for w, check := range map[string]static.Check{"enforce": static.CheckEnforce, "count": static.CheckCount, "off": static.CheckOff} {
+		if word == w {
+			return static.SourceCheck{Outer: check, Inner: check}, nil
+		}
+	}
+	if word != "" {
+		return defaults, fmt.Errorf("network configuration: Backend.SourceCheck: %q: want enforce, count or off", word)
+	}
+	return defaults, nil
+}
 
-var _ control.Handler = (*tunnelNetwork)(nil)
+// end is one tunnel of this node.
+type end struct {
+	network *tunnelNetwork
+	peer    makePeer
+	vtep    *vtep.VTEP
+	socket  net.Listener
+	ready   atomic.Bool
+}
+
+func (e *end) open(c static.Tunnel, o vtep.Options) (err error) {
+	if e.vtep, err = vtep.Open(c, "flannel", o, e.network.node.log); err != nil {
+		return explainDevice(err)
+	}
+	path, err := control.SocketPath(c.Device.Name)
+	if err == nil {
+		control.Sweep()
+		e.socket, err = control.Listen(path)
+	}
+	if err != nil {
+		return errors.Join(err, e.vtep.Close())
+	}
+	return nil
+}
+
+func (e *end) start(ctx context.Context) error {
+	n := e.network.node
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	n.spawn(func() error {
+		err := e.vtep.Run(ctx, func() { close(ready) })
+		ended <- err
+		return err
+	})
+	n.spawn(func() error { return control.Serve(ctx, e.socket, e, n.log) })
+	select {
+	case <-ready:
+	case err := <-ended:
+		return errors.Join(err, ctx.Err())
+	}
+	e.ready.Store(true)
+	return nil
+}
+
+var _ control.Handler = (*end)(nil)
 
 // Status implements control.Handler.
-func (nw *tunnelNetwork) Status() control.Status {
-	nw.mu.Lock()
-	defer nw.mu.Unlock()
-	return nw.vtep.Status(nw.ready)
+func (e *end) Status() control.Status {
+	s := e.vtep.Status(e.ready.Load())
+	if err := e.network.leases.State().Err; err != nil {
+		s.Degraded = append(s.Degraded, "the leases cannot be watched, the peers of before are in force: "+err.Error())
+	}
+	return s
 }
 
 // Peers implements control.Handler.
-func (nw *tunnelNetwork) Peers() control.Peers { return nw.vtep.Peers() }
+func (e *end) Peers() control.Peers { return e.vtep.Peers() }
 
 // Stats implements control.Handler.
-func (nw *tunnelNetwork) Stats() control.Stats { return nw.vtep.Stats() }
+func (e *end) Stats() control.Stats { return e.vtep.Stats() }
 
 // Trace implements control.Handler.
-func (nw *tunnelNetwork) Trace(req control.TraceRequest) (control.Trace, error) {
-	return nw.vtep.Trace(req)
-}
+func (e *end) Trace(req control.TraceRequest) (control.Trace, error) { return e.vtep.Trace(req) }
 
 var errLeases = &control.UsageError{Err: errors.New("the peers of this tunnel are flannel's leases: change them there")}
 
 // Apply implements control.Handler.
-func (nw *tunnelNetwork) Apply(string, []byte) (control.Change, error) {
-	return control.Change{}, errLeases
-}
+func (e *end) Apply(string, []byte) (control.Change, error) { return control.Change{}, errLeases }
 
 // Reload implements control.Handler.
-func (nw *tunnelNetwork) Reload(context.Context) (control.Change, error) {
-	return control.Change{}, errLeases
-}
+func (e *end) Reload(context.Context) (control.Change, error) { return control.Change{}, errLeases }
 
-// cleanup removes the devices that are left behind for the next start, with their addresses and routes.
+// cleanup removes what is left behind for the next start: devices, with their addresses and routes, and direct routes.
 func cleanup() error {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}
 	var errs []error
+	busy := false
 	for _, l := range links {
-		inUse := l.Attrs().RawFlags&unix.IFF_LOWER_UP != 0
-		if l.Type() != "tuntap" || !ours(l.Attrs().Name) || inUse {
+		if l.Type() != "tuntap" || !ours(l.Attrs().Name) {
+			continue
+		}
+		if l.Attrs().RawFlags&unix.IFF_LOWER_UP != 0 {
+			busy = true
 			continue
 		}
 		if err := netlink.LinkDel(l); err != nil {
 			errs = append(errs, fmt.Errorf("remove device %s: %w", l.Attrs().Name, err))
 		}
 	}
+	if !busy {
+		errs = append(errs, vtep.RemoveDirect())
+	}
 	return errors.Join(errs...)
 }
 
 // ours reports whether a TUN device of that name is one that this program leaves.
 func ours(name string) bool {
-	var vni uint32
 	if name == udpDevice {
 		return true
 	}
-	n, err := fmt.Sscanf(name, vxlanDevice, &vni)
-	return err == nil && n == 1 && name == fmt.Sprintf(vxlanDevice, vni)
+	for _, pattern := range vxlanDevices {
+		var vni uint32
+		if n, err := fmt.Sscanf(name, pattern, &vni); err == nil && n == 1 && name == fmt.Sprintf(pattern, vni) {
+			return true
+		}
+	}
+	return false
 }

@@ -10,7 +10,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// options are flanneld's flags (main.go of flannel v0.28.9), with its names, defaults and words.
+// options are flanneld's flags (main.go of flannel v0.28.9), with its names, defaults and words, and --metrics.
 type options struct {
 	etcdEndpoints, etcdPrefix            string
 	etcdKeyfile, etcdCertfile            string
@@ -31,6 +31,7 @@ type options struct {
 	iptablesResyncSeconds                int
 	healthzIP                            string
 	healthzPort                          int
+	metrics                              string
 }
 
 // list is a flag that may be given several times.
@@ -89,6 +90,7 @@ func (o *options) define(fs *flag.FlagSet) {
 	fs.BoolVar(&o.version, "version", false, "print version and exit")
 	fs.StringVar(&o.healthzIP, "healthz-ip", "0.0.0.0", "the IP address for healthz server to listen")
 	fs.IntVar(&o.healthzPort, "healthz-port", 0, "the port for healthz server to listen(0 to disable)")
+	fs.StringVar(&o.metrics, "metrics", "", "address and port that serves Prometheus metrics, such as 127.0.0.1:9472 (default off; flanneld has no such flag)")
 	fs.IntVar(&o.iptablesResyncSeconds, "iptables-resync", 5, "resync period for iptables rules, in seconds")
 	fs.BoolVar(&o.iptablesForwardRules, "iptables-forward-rules", true, "add default accept rules to FORWARD chain in iptables")
 	fs.BoolVar(&o.blackholeRoute, "ip-blackhole-route", false, "add blackroute route ont the node for the local podCIDR")

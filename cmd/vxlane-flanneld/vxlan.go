@@ -19,13 +19,17 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/vxlane/vxlane/cmd/internal/vtep"
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing/flannel"
+	"github.com/vxlane/vxlane/routing/static"
+	"github.com/vxlane/vxlane/tunnel"
 )
 
+// vxlanDevices are the patterns of the devices' names, by VNI: for IPv4, and for IPv6.
+var vxlanDevices = [2]string{"flannel.%d", "flannel-v6.%d"}
+
 const (
-	// vxlanDevice is the pattern of the device's name, by VNI.
-	vxlanDevice = "flannel.%d"
 	// vxlanType is the backend's name in leases.
 	vxlanType = "vxlan"
 	// dataplaneVariable chooses for one node, above the network configuration: nodes change one by one.
@@ -34,14 +38,10 @@ const (
 
 // vxlanBackend is flannel's vxlan backend where the kernel has vxlan, and vxlane's dataplane where it has not or where that is
 // asked for. Leases and wire are the same.
-type vxlanBackend struct {
-	node     *node
-	manager  subnet.Manager
-	external *backend.ExternalInterface
-}
+type vxlanBackend struct{ ourBackend }
 
 func (n *node) newVXLANBackend(sm subnet.Manager, external *backend.ExternalInterface) (backend.Backend, error) {
-	return &vxlanBackend{n, sm, external}, nil
+	return &vxlanBackend{ourBackend{n, sm, external}}, nil
 }
 
 // vxlanConfig is the backend's part of the network configuration: flannel's keys, and Dataplane.
@@ -53,6 +53,7 @@ type vxlanConfig struct {
 	Learning      bool
 	DirectRouting bool
 	Dataplane     string // auto, kernel or userspace
+	SourceCheck   string // userspace only: enforce, count or off
 }
 
 func (b *vxlanBackend) parse(config *subnet.Config) (vxlanConfig, error) {
@@ -69,6 +70,7 @@ func (b *vxlanBackend) parse(config *subnet.Config) (vxlanConfig, error) {
 	if c.MTU == 0 {
 		c.MTU = b.external.Iface.MTU
 	}
+	c.Dataplane, c.SourceCheck = strings.ToLower(c.Dataplane), strings.ToLower(c.SourceCheck)
 	switch c.Dataplane {
 	case "auto", "kernel", "userspace":
 		return c, nil
@@ -126,55 +128,129 @@ type vxlanData struct {
 	VtepMAC string
 }
 
-// register takes a lease and brings the tunnel up.
-func (b *vxlanBackend) register(ctx context.Context, config *subnet.Config, c vxlanConfig) (backend.Network, error) {
-	switch {
-	case config.EnableIPv6:
-		return nil, errors.New("network configuration: EnableIPv6: the userspace dataplane carries IPv4 only yet: use Dataplane kernel")
-	case c.GBP:
-		return nil, errors.New("network configuration: Backend.GBP: the userspace dataplane cannot do that yet: use Dataplane kernel, or leave it out")
-	case c.DirectRouting:
-		return nil, errors.New("network configuration: Backend.DirectRouting: the userspace dataplane cannot do that yet: use Dataplane kernel, or leave it out")
-	}
-	own, public, err := local(b.external)
+// vxlanChecks: known nodes alone are heard, as far as outer addresses tell. An inner source may be that of a client outside of the
+// cluster, whom a Service lets in at another node, so offenders are only counted.
+var vxlanChecks = static.SourceCheck{Outer: static.CheckEnforce, Inner: static.CheckCount}
+
+// half is one address family of this node's vxlan.
+type half struct {
+	v6     bool
+	tunnel static.Tunnel
+	public netip.Addr
+}
+
+// describe says what the tunnel of a family is, but for its address, which is not known before the lease.
+func (b *vxlanBackend) describe(ctx context.Context, c vxlanConfig, v6 bool) (h half, err error) {
+	check, err := sourceCheck(c.SourceCheck, vxlanChecks)
 	if err != nil {
-		return nil, err
+		return h, err
 	}
-	device := fmt.Sprintf(vxlanDevice, c.VNI)
-	t, err := describe(`  - device: {name: %s, mtu: %d}
-    underlay: {local: %s, vni: %d, source_check: {outer: true, inner: false}}
-`, device, c.MTU-encap.Overhead(encap.NewVXLANIP(0, encap.StrictBits), false), own, c.VNI)
+	own, public, err := local(b.external, v6)
 	if err != nil {
-		return nil, err
+		return h, err
+	}
+	h = half{v6: v6, public: public}
+	device := fmt.Sprintf(vxlanDevices[family(v6)], c.VNI)
+	h.tunnel, err = describe(`  - device: {name: %s, mtu: %d}
+    underlay: {local: %q, vni: %d, source_check: {outer: %s, inner: %s}}
+`, device, c.MTU-encap.Overhead(encap.NewVXLANIP(0, encap.StrictBits), v6), own, c.VNI, check.Outer, check.Inner)
+	if err != nil {
+		return h, err
 	}
 	if c.Port != 0 {
-		t.Underlay.Port = c.Port
+		h.tunnel.Underlay.Port = c.Port
 	}
-	if mac := b.knownMAC(ctx, device); !mac.IsZero() {
-		t.Device.MAC = mac
+	if mac := b.knownMAC(ctx, device, v6); !mac.IsZero() {
+		h.tunnel.Device.MAC = mac
 	}
-	data, err := json.Marshal(vxlanData{c.VNI, t.Device.MAC.String()})
-	if err != nil {
-		return nil, err
+	return h, nil
+}
+
+func family(v6 bool) int {
+	if v6 {
+		return 1
 	}
-	l, err := b.manager.AcquireLease(ctx, &lease.LeaseAttrs{PublicIP: ip.FromIP(b.external.ExtAddr), BackendType: vxlanType, BackendData: data})
+	return 0
+}
+
+// register takes a lease and brings the tunnels up.
+func (b *vxlanBackend) register(ctx context.Context, config *subnet.Config, c vxlanConfig) (backend.Network, error) {
+	if c.GBP {
+		return nil, errors.New("network configuration: Backend.GBP: the userspace dataplane cannot do that: use Dataplane kernel, or leave it out")
+	}
+	var halves []half
+	attrs := &lease.LeaseAttrs{BackendType: vxlanType}
+	for _, v6 := range []bool{false, true} {
+		if enabled := [2]bool{config.EnableIPv4, config.EnableIPv6}; !enabled[family(v6)] {
+			continue
+		}
+		h, err := b.describe(ctx, c, v6)
+		if err != nil {
+			return nil, err
+		}
+		data, err := json.Marshal(vxlanData{c.VNI, h.tunnel.Device.MAC.String()})
+		if err != nil {
+			return nil, err
+		}
+		if v6 {
+			attrs.PublicIPv6, attrs.BackendV6Data = ip.FromIP6(b.external.ExtV6Addr), data
+		} else {
+			attrs.PublicIP, attrs.BackendData = ip.FromIP(b.external.ExtAddr), data
+		}
+		halves = append(halves, h)
+	}
+	l, err := b.manager.AcquireLease(ctx, attrs)
 	if err != nil {
 		return nil, fmt.Errorf("acquire lease: %w", err)
 	}
-	t.Device.Addresses = []netip.Prefix{address(l)}
-	nw := &tunnelNetwork{
-		SimpleNetwork: backend.SimpleNetwork{SubnetLease: l, ExtIface: b.external},
-		node:          b.node, manager: b.manager, mtu: t.Device.MTU,
-		peer: flannel.VXLANPeer(public, t.Underlay.Port),
+	nw := b.network(l)
+	for _, h := range halves {
+		if err := b.open(nw, config, c, h); err != nil {
+			return nil, err
+		}
 	}
-	if err := makeRoom(device); err != nil {
-		return nil, err
-	}
-	if err := nw.open(t, netip.Prefix{}); err != nil {
-		return nil, err
-	}
-	remember(device, t.Device.MAC)
 	return nw, nw.start(ctx)
+}
+
+// open makes one family's tunnel.
+func (b *vxlanBackend) open(nw *tunnelNetwork, config *subnet.Config, c vxlanConfig, h half) error {
+	within, err := flannel.Prefix(config.Network)
+	if err != nil && !h.v6 {
+		return fmt.Errorf("network configuration: Network: %w", err)
+	}
+	own, err := flannel.Prefix(nw.SubnetLease.Subnet)
+	if h.v6 {
+		if within, err = flannel.Prefix6(config.IPv6Network); err != nil {
+			return fmt.Errorf("network configuration: IPv6Network: %w", err)
+		}
+		own, err = flannel.Prefix6(nw.SubnetLease.IPv6Subnet)
+	}
+	if err != nil {
+		return fmt.Errorf("this node's lease: %w", err)
+	}
+	h.tunnel.Device.Addresses = []netip.Prefix{hostPrefix(own)}
+	device := h.tunnel.Device.Name
+	if err := makeRoom(device); err != nil {
+		return err
+	}
+	o := vtep.Options{}
+	if c.DirectRouting {
+		o.Direct, o.DirectWithin = reachedDirectly, within
+	}
+	if err := nw.open(h.tunnel, o, flannel.VXLANPeer(h.public, h.tunnel.Underlay.Port)); err != nil {
+		return err
+	}
+	remember(device, h.tunnel.Device.MAC)
+	return nil
+}
+
+// reachedDirectly reports whether the underlay has no router between this node and an address.
+func reachedDirectly(endpoint netip.Addr) bool {
+	direct, err := ip.DirectRouting(endpoint.AsSlice())
+	if err != nil {
+		klog.Errorf("look up the way to %s, which goes through the tunnel: %v", endpoint, err)
+	}
+	return direct
 }
 
 // macAlias begins the alias of a kept device; this VTEP's MAC follows: a TUN device has none of its own to remember it by.
@@ -182,8 +258,12 @@ const macAlias = "vtep "
 
 // knownMAC returns the MAC that other nodes know this one by, zero when there is none: the stored one, else that of the device,
 // the kernel's or ours, that is there from before.
-func (b *vxlanBackend) knownMAC(ctx context.Context, device string) (mac encap.MAC) {
-	if stored, _ := b.manager.GetStoredMacAddresses(ctx); stored != "" {
+func (b *vxlanBackend) knownMAC(ctx context.Context, device string, v6 bool) (mac encap.MAC) {
+	stored, stored6 := b.manager.GetStoredMacAddresses(ctx)
+	if v6 {
+		stored = stored6
+	}
+	if stored != "" {
 		mac, err := encap.ParseMAC(stored)
 		if err == nil {
 			return mac
@@ -213,11 +293,18 @@ func remember(device string, mac encap.MAC) {
 	}
 }
 
-// makeRoom removes the kernel's vxlan device of that name, when there is one.
+// makeRoom removes the kernel's vxlan device of that name, when there is one and a TUN device can be had in its place.
 func makeRoom(device string) error {
 	l, err := netlink.LinkByName(device)
 	if err != nil || l.Type() != vxlanType {
 		return nil
+	}
+	spare, err := tunnel.OpenTUN(tunnel.TUNConfig{Name: "vxprobe%d", Queues: 1})
+	if err != nil {
+		return fmt.Errorf("replace the kernel's device %s: %w", device, explainDevice(err))
+	}
+	if err := spare.Close(); err != nil {
+		return fmt.Errorf("replace the kernel's device %s: give the probe back: %w", device, err)
 	}
 	klog.Infof("device %s is the kernel's: it is replaced", device)
 	if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {

@@ -5,19 +5,17 @@ package flannel
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
-	"github.com/flannel-io/flannel/pkg/ip"
 	"github.com/flannel-io/flannel/pkg/lease"
 
-	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing"
 )
 
@@ -31,12 +29,38 @@ type Watcher interface {
 type Source struct {
 	Leases Watcher
 	Own    lease.Lease // this node's, which is no peer
-	// Peer makes a peer of one lease. ok is false for leases that are none of this backend's.
-	Peer func(l *lease.Lease) (p routing.Peer, ok bool, err error)
-	Log  *slog.Logger
+	Views  []View      // of the leases, each for a tunnel of its own
+	Log    *slog.Logger
 
 	known map[string]lease.Lease // by subnet; kept when a watch fails
 	bad   map[string]string      // leases that make no peer, and why
+	mu    sync.Mutex
+	state State
+}
+
+// View is the peers that one tunnel sees in the leases.
+type View struct {
+	// Peer makes a peer of one lease. ok is false for leases that are none of this tunnel's.
+	Peer func(l *lease.Lease) (p routing.Peer, ok bool, err error)
+	// Set takes complete sets of peers.
+	Set func([]routing.Peer) (routing.Change, error)
+}
+
+// State is how it goes with the leases.
+type State struct {
+	Leases   int       // known, this node's own included
+	Bad      int       // of them, that make no peer though they should
+	Applied  time.Time // when a set of peers was last handed over; zero when none was
+	Failures uint64    // watches that failed and were begun again
+	Err      error     // of the watch that failed last; nil once a set of peers came after it
+	Expires  time.Time // this node's lease, zero when it does not or that is not known
+}
+
+// State returns how it goes. It may be called at any time.
+func (s *Source) State() State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state
 }
 
 const (
@@ -46,15 +70,19 @@ const (
 	retry = time.Second
 )
 
-// Run hands complete sets of peers to set until ctx ends: whenever leases changed, and once at the beginning. A lease that
-// makes no peer is named and left out; the others count.
-func (s *Source) Run(ctx context.Context, set func([]routing.Peer) (routing.Change, error)) {
+// Run hands complete sets of peers to the views until ctx ends: whenever leases changed, and once at the beginning. A lease
+// that makes no peer is named and left out; the others count.
+func (s *Source) Run(ctx context.Context) {
 	s.known, s.bad = make(map[string]lease.Lease), make(map[string]string)
 	for {
-		err := s.watch(ctx, set)
+		err := s.watch(ctx)
 		if ctx.Err() != nil {
 			return
 		}
+		s.mu.Lock()
+		s.state.Failures++
+		s.state.Err = err
+		s.mu.Unlock()
 		s.Log.Error("cannot watch leases, trying again", "err", err, "in", retry)
 		select {
 		case <-ctx.Done():
@@ -65,7 +93,7 @@ func (s *Source) Run(ctx context.Context, set func([]routing.Peer) (routing.Chan
 }
 
 // watch follows one watch, and returns when nothing of it is left.
-func (s *Source) watch(ctx context.Context, set func([]routing.Peer) (routing.Change, error)) error {
+func (s *Source) watch(ctx context.Context) error {
 	results := make(chan []lease.LeaseWatchResult)
 	failed, ended := make(chan error, 1), make(chan struct{})
 	watching, cancel := context.WithCancel(ctx)
@@ -73,7 +101,7 @@ func (s *Source) watch(ctx context.Context, set func([]routing.Peer) (routing.Ch
 		defer close(ended)
 		failed <- s.Leases.WatchLeases(watching, results)
 	}()
-	err := s.follow(ctx, results, failed, set)
+	err := s.follow(ctx, results, failed)
 	cancel()
 	for {
 		select {
@@ -85,11 +113,11 @@ func (s *Source) watch(ctx context.Context, set func([]routing.Peer) (routing.Ch
 }
 
 // follow takes in what one watch sends, until it ends.
-func (s *Source) follow(ctx context.Context, results <-chan []lease.LeaseWatchResult, failed <-chan error, set func([]routing.Peer) (routing.Change, error)) error {
+func (s *Source) follow(ctx context.Context, results <-chan []lease.LeaseWatchResult, failed <-chan error) error {
 	var due <-chan time.Time
 	defer func() {
 		if due != nil && ctx.Err() == nil {
-			s.apply(set) // what came before the watch ended
+			s.apply() // what came before the watch ended
 		}
 	}()
 	for {
@@ -112,7 +140,7 @@ func (s *Source) follow(ctx context.Context, results <-chan []lease.LeaseWatchRe
 			}
 		case <-due:
 			due = nil
-			s.apply(set)
+			s.apply()
 		}
 	}
 }
@@ -151,22 +179,28 @@ func (s *Source) take(r *lease.LeaseWatchResult) error {
 func key(l *lease.Lease) string { return l.Subnet.String() + " " + l.IPv6Subnet.String() }
 
 // apply hands over the peers of all leases.
-func (s *Source) apply(set func([]routing.Peer) (routing.Change, error)) {
-	peers := s.peers()
-	change, err := set(peers)
-	if err != nil {
-		s.Log.Error("the leases' peers are refused, what was before stays", "err", err)
-		return
+func (s *Source) apply() {
+	bad := make(map[string]string)
+	for _, v := range s.Views {
+		peers := s.peers(v, bad)
+		if change, err := v.Set(peers); err != nil {
+			s.Log.Error("the leases' peers are refused, what was before stays", "err", err)
+		} else if change.Any() || s.state.Applied.IsZero() {
+			s.Log.Info("leases", "peers", len(peers), "result", change.String())
+		}
 	}
-	s.Log.Info("leases", "peers", len(peers), "result", change.String())
+	s.complain(bad)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state.Leases, s.state.Bad, s.state.Applied, s.state.Err = len(s.known), len(bad), time.Now(), nil
+	s.state.Expires = s.known[key(&s.Own)].Expiration
 }
 
 // peers makes peers of all leases but this node's. Leases of one endpoint are one peer, as the one that expires last says: a
-// node that got another subnet keeps its old lease until that expires.
-func (s *Source) peers() []routing.Peer {
+// node that got another subnet keeps its old lease until that expires. bad gets the leases that make none, and why.
+func (s *Source) peers(v View, bad map[string]string) []routing.Peer {
 	merged := make(map[netip.AddrPort]*routing.Peer)
 	claimed := make(map[string]string) // prefixes and MACs, by whom
-	bad := make(map[string]string)
 	newestFirst := func(a, b string) int {
 		return cmp.Or(s.known[b].Expiration.Compare(s.known[a].Expiration), cmp.Compare(a, b))
 	}
@@ -175,7 +209,7 @@ func (s *Source) peers() []routing.Peer {
 		if k == key(&s.Own) {
 			continue
 		}
-		p, ok, err := s.Peer(&l)
+		p, ok, err := v.Peer(&l)
 		if ok && err == nil {
 			err = claim(claimed, &p)
 		}
@@ -190,7 +224,6 @@ func (s *Source) peers() []routing.Peer {
 			first.AllowedIPs = append(first.AllowedIPs, p.AllowedIPs...)
 		}
 	}
-	s.complain(bad)
 	peers := make([]routing.Peer, 0, len(merged))
 	for _, p := range merged {
 		peers = append(peers, *p)
@@ -227,68 +260,4 @@ func (s *Source) complain(bad map[string]string) {
 		}
 	}
 	s.bad = bad
-}
-
-// Prefix returns a lease's IPv4 subnet.
-func Prefix(n ip.IP4Net) (netip.Prefix, error) {
-	p := netip.PrefixFrom(Addr(n.IP), int(n.PrefixLen))
-	if !p.IsValid() || p != p.Masked() {
-		return netip.Prefix{}, fmt.Errorf("subnet %s: want a network without host bits", n)
-	}
-	return p, nil
-}
-
-// Addr returns an IPv4 address as the standard library has it.
-func Addr(a ip.IP4) netip.Addr {
-	return netip.AddrFrom4([4]byte{byte(a >> 24), byte(a >> 16), byte(a >> 8), byte(a)})
-}
-
-// UDPPeer makes peers of leases of flannel's udp backend: as flannel's proxy has it, the port is this node's own, and any lease
-// with a public address counts, whatever its backend.
-func UDPPeer(local netip.Addr, port uint16) func(l *lease.Lease) (routing.Peer, bool, error) {
-	return func(l *lease.Lease) (routing.Peer, bool, error) {
-		p, err := peerOf(l, local, port)
-		return p, err == nil, err
-	}
-}
-
-// VXLANPeer makes peers of leases of flannel's vxlan backend, and of no others.
-func VXLANPeer(local netip.Addr, port uint16) func(l *lease.Lease) (routing.Peer, bool, error) {
-	return func(l *lease.Lease) (p routing.Peer, ok bool, err error) {
-		if l.Attrs.BackendType != "vxlan" {
-			return p, false, nil
-		}
-		var data struct{ VtepMAC string }
-		if err := json.Unmarshal(l.Attrs.BackendData, &data); err != nil {
-			return p, false, fmt.Errorf("backend data %q: %w", l.Attrs.BackendData, err)
-		}
-		mac, err := encap.ParseMAC(data.VtepMAC)
-		if err != nil {
-			return p, false, fmt.Errorf("backend data: VtepMAC: %w", err)
-		}
-		if !mac.IsUnicast() {
-			return p, false, fmt.Errorf("backend data: VtepMAC %s: want the address of one station", mac)
-		}
-		if p, err = peerOf(l, local, port); err != nil {
-			return p, false, err
-		}
-		p.MAC = mac
-		return p, true, nil
-	}
-}
-
-// peerOf returns what all leases say.
-func peerOf(l *lease.Lease, local netip.Addr, port uint16) (p routing.Peer, err error) {
-	prefix, err := Prefix(l.Subnet)
-	if err != nil {
-		return p, err
-	}
-	endpoint := Addr(l.Attrs.PublicIP)
-	switch {
-	case endpoint == local:
-		return p, fmt.Errorf("public IP %s is this node's own: packets would loop", endpoint)
-	case endpoint.IsUnspecified() || endpoint.IsMulticast() || endpoint.IsLoopback():
-		return p, fmt.Errorf("public IP %s: want the address of one host", endpoint)
-	}
-	return routing.Peer{Name: prefix.String(), Endpoint: netip.AddrPortFrom(endpoint, port), AllowedIPs: []netip.Prefix{prefix}}, nil
 }

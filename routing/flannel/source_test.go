@@ -68,11 +68,10 @@ func follow(t *testing.T, c *cluster) (sets []string, log string) {
 		var text strings.Builder
 		s := flannel.Source{
 			Leases: c, Own: leaseOf("10.10.1.0/24", "172.30.0.1"), Log: slog.New(slog.NewTextHandler(&text, nil)),
-			Peer: flannel.UDPPeer(netip.MustParseAddr("172.30.0.1"), 8285),
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		s.Run(ctx, func(peers []routing.Peer) (routing.Change, error) {
+		s.Views = []flannel.View{{Peer: flannel.UDPPeer(netip.MustParseAddr("172.30.0.1"), 8285), Set: func(peers []routing.Peer) (routing.Change, error) {
 			if _, err := routing.NewSnapshot(peers); err != nil {
 				t.Errorf("no snapshot: %v", err)
 			}
@@ -85,7 +84,8 @@ func follow(t *testing.T, c *cluster) (sets []string, log string) {
 			}
 			sets = append(sets, strings.Join(line, " "))
 			return routing.Change{}, nil
-		})
+		}}}
+		s.Run(ctx)
 		log = text.String()
 	})
 	return sets, log
@@ -183,6 +183,50 @@ func TestVXLANPeers(t *testing.T) {
 	}
 }
 
+// Each family of a dual-stack cluster has its own peers, and a change of one family alone is seen: flannel drops an update in which
+// the other family stayed the same (facts of v0.28.9: kube.go, handleUpdateLeaseEvent).
+func TestTwoFamilies(t *testing.T) {
+	dual := func(mac6 string) lease.Lease {
+		l := leaseOf("10.10.2.0/24", "172.30.0.2")
+		l.EnableIPv6 = true
+		l.IPv6Subnet = ip.IP6Net{IP: ip.MustParseIP6("fd10:0:0:2::"), PrefixLen: 64}
+		l.Attrs.PublicIPv6 = ip.MustParseIP6("fd30::2")
+		l.Attrs.BackendType, l.Attrs.BackendData = "vxlan", []byte(`{"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`)
+		l.Attrs.BackendV6Data = []byte(`{"VNI":1,"VtepMAC":"` + mac6 + `"}`)
+		return l
+	}
+	only4 := leaseOf("10.10.3.0/24", "172.30.0.3")
+	only4.Attrs.BackendType, only4.Attrs.BackendData = "vxlan", []byte(`{"VNI":1,"VtepMAC":"0a:00:00:00:00:03"}`)
+	synctest.Test(t, func(t *testing.T) {
+		var sets4, sets6 []string
+		view := func(local string, sets *[]string) flannel.View {
+			return flannel.View{Peer: flannel.VXLANPeer(netip.MustParseAddr(local), 8472), Set: func(peers []routing.Peer) (routing.Change, error) {
+				var line []string
+				for _, p := range peers {
+					line = append(line, p.Name+"@"+p.Endpoint.String()+"="+p.MAC.String())
+				}
+				*sets = append(*sets, strings.Join(line, " "))
+				return routing.Change{}, nil
+			}}
+		}
+		s := flannel.Source{
+			Leases: &cluster{play: []lease.LeaseWatchResult{everyone(ownLease, dual("0a:00:00:00:06:02"), only4), event(lease.EventAdded, dual("0a:00:00:00:06:22"))}},
+			Own:    ownLease, Log: slog.New(slog.DiscardHandler),
+			Views: []flannel.View{view("172.30.0.1", &sets4), view("fd30::1", &sets6)},
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		s.Run(ctx)
+		const want4 = "10.10.2.0/24@172.30.0.2:8472=0a:00:00:00:00:02 10.10.3.0/24@172.30.0.3:8472=0a:00:00:00:00:03"
+		if !slices.Equal(sets4, []string{want4, want4}) {
+			t.Errorf("IPv4: %q", sets4)
+		}
+		if want := []string{"fd10:0:0:2::/64@[fd30::2]:8472=0a:00:00:00:06:02", "fd10:0:0:2::/64@[fd30::2]:8472=0a:00:00:00:06:22"}; !slices.Equal(sets6, want) {
+			t.Errorf("IPv6: %q, want %q", sets6, want)
+		}
+	})
+}
+
 // Of two leases of one address, the one that expires last says what the peer's MAC is.
 func TestNewestLeaseSpeaks(t *testing.T) {
 	old, late := leaseOf("10.10.2.0/24", "172.30.0.2"), leaseOf("10.10.9.0/24", "172.30.0.2")
@@ -221,16 +265,20 @@ func TestConflictingLeases(t *testing.T) {
 		var text strings.Builder
 		s := flannel.Source{
 			Leases: &cluster{play: []lease.LeaseWatchResult{everyone(ownLease, mk("10.10.2.0/24", "172.30.0.2", 1), mk("10.10.3.0/24", "172.30.0.3", 2))}},
-			Own:    ownLease, Log: slog.New(slog.NewTextHandler(&text, nil)), Peer: peer,
+			Own:    ownLease, Log: slog.New(slog.NewTextHandler(&text, nil)),
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		s.Run(ctx, func(peers []routing.Peer) (routing.Change, error) {
+		s.Views = []flannel.View{{Peer: peer, Set: func(peers []routing.Peer) (routing.Change, error) {
 			if len(peers) != 1 || peers[0].Name != "10.10.3.0/24" {
 				t.Errorf("peers %+v", peers)
 			}
 			return routing.Change{}, nil
-		})
+		}}}
+		s.Run(ctx)
+		if st := s.State(); st.Leases != 3 || st.Bad != 1 || st.Applied.IsZero() || st.Failures != 0 {
+			t.Errorf("state %+v", st)
+		}
 		if !strings.Contains(text.String(), "0a:00:00:00:00:02 is that of the node at 172.30.0.3:8472 already") {
 			t.Error(text.String())
 		}

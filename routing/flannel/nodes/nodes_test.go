@@ -1,0 +1,137 @@
+package nodes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flannel-io/flannel/pkg/lease"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+)
+
+const prefix = "flannel.alpha.coreos.com"
+
+func node(name string, cidrs []string, annotations ...string) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{}}, Spec: corev1.NodeSpec{PodCIDRs: cidrs}}
+	if len(cidrs) > 0 {
+		n.Spec.PodCIDR = cidrs[0]
+	}
+	for i := 0; i < len(annotations); i += 2 {
+		n.Annotations[prefix+"/"+annotations[i]] = annotations[i+1]
+	}
+	return n
+}
+
+func managed(name, cidr, public string) *corev1.Node {
+	return node(name, []string{cidr}, "kube-subnet-manager", "true", "public-ip", public, "backend-type", "", "backend-data", "null")
+}
+
+func text(l *lease.Lease) string {
+	s := l.Attrs.BackendType
+	if l.EnableIPv4 {
+		s += fmt.Sprintf(" %s@%s %s", l.Subnet, l.Attrs.PublicIP, l.Attrs.BackendData)
+	}
+	if l.EnableIPv6 {
+		s += fmt.Sprintf(" %s@%s %s", l.IPv6Subnet, l.Attrs.PublicIPv6, l.Attrs.BackendV6Data)
+	}
+	return s
+}
+
+func TestLeaseOf(t *testing.T) {
+	v4, v6 := "10.10.2.0/24", "fd10:0:0:2::/64"
+	for _, c := range []struct {
+		name string
+		n    *corev1.Node
+		want string // empty: none
+		fail string
+	}{
+		{"without annotations", &corev1.Node{}, "", ""},
+		{"not managed", node("b", []string{v4}, "public-ip", "172.30.0.2"), "", ""},
+		{"udp", managed("b", v4, "172.30.0.2"), " 10.10.2.0/24@172.30.0.2 null", ""},
+		{"old podCIDR alone", &corev1.Node{ObjectMeta: managed("b", v4, "172.30.0.2").ObjectMeta, Spec: corev1.NodeSpec{PodCIDR: v4}}, " 10.10.2.0/24@172.30.0.2 null", ""},
+		{"both families", node("b", []string{v6, v4}, "kube-subnet-manager", "true", "backend-type", "vxlan", "public-ip", "172.30.0.2", "backend-data", "4", "public-ipv6", "fd30::2", "backend-v6-data", "6"),
+			"vxlan 10.10.2.0/24@172.30.0.2 4 fd10:0:0:2::/64@fd30::2 6", ""},
+		{"a family without an address", node("b", []string{v4, v6}, "kube-subnet-manager", "true", "public-ip", "172.30.0.2"), " 10.10.2.0/24@172.30.0.2 ", ""},
+		{"no subnet yet", node("b", nil, "kube-subnet-manager", "true", "public-ip", "172.30.0.2"), "", "no podCIDR"},
+		{"no address yet", node("b", []string{v4}, "kube-subnet-manager", "true"), "", "no podCIDR with a public address"},
+		{"bad address", managed("b", v4, "here"), "", `public-ip: "here"`},
+		{"bad subnet", managed("b", "10.10.2.0", "172.30.0.2"), "", "podCIDR"},
+		{"too many subnets", node("b", []string{v4, v4, v4}, "kube-subnet-manager", "true", "public-ip", "172.30.0.2"), "", "one of each family"},
+	} {
+		l, ok, err := leaseOf(c.n, annotationPrefix(prefix))
+		if ok != (c.want != "") || ok && text(&l) != c.want || (err != nil) != (c.fail != "") || err != nil && !strings.Contains(err.Error(), c.fail) {
+			t.Errorf("%s: %q, %v, %v; want %q, %q", c.name, text(&l), ok, err, c.want, c.fail)
+		}
+	}
+	for p, want := range map[string]string{"a.b": "a.b/", "a.b/c": "a.b/c-", "a.b/c-": "a.b/c-", "a.b/": "a.b/"} {
+		if got := annotationPrefix(p); got != want {
+			t.Errorf("prefix %s: %s, want %s", p, got, want)
+		}
+	}
+}
+
+// Every list is everyone: what moved, changed its subnet, or went is right in the next one, and this node is always there.
+func TestWatch(t *testing.T) {
+	own := managed("a", "10.10.1.0/24", "172.30.0.1")
+	ownLease, _, err := leaseOf(own, annotationPrefix(prefix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := fake.NewClientset(own, managed("b", "10.10.2.0/24", "172.30.0.2"))
+	w := &Watcher{Client: client, Prefix: prefix, Own: ownLease, Log: slog.New(slog.DiscardHandler)}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	received, ended := make(chan []lease.LeaseWatchResult), make(chan error, 1)
+	go func() { ended <- w.WatchLeases(ctx, received) }()
+	await := func(what string, want ...string) {
+		t.Helper()
+		var got []string
+		for {
+			select {
+			case r := <-received:
+				got = got[:0]
+				for _, l := range r[0].Snapshot {
+					got = append(got, l.Subnet.String()+"@"+l.Attrs.PublicIP.String())
+				}
+				slices.Sort(got)
+				if slices.Equal(got, want) {
+					return
+				}
+			case <-ctx.Done():
+				t.Fatalf("%s: the last list was %q, want %q", what, got, want)
+			}
+		}
+	}
+	const a, b = "10.10.1.0/24@172.30.0.1", "10.10.2.0/24@172.30.0.2"
+	nodes := client.CoreV1().Nodes()
+	await("the first list", a, b)
+	must := func(_ *corev1.Node, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(nodes.Update(ctx, managed("b", "10.10.2.0/24", "172.30.0.22"), metav1.UpdateOptions{}))
+	await("a node moved", a, "10.10.2.0/24@172.30.0.22")
+	must(nodes.Update(ctx, managed("b", "10.10.7.0/24", "172.30.0.2"), metav1.UpdateOptions{}))
+	await("a node's subnet changed", a, "10.10.7.0/24@172.30.0.2")
+	must(nodes.Create(ctx, managed("c", "10.10.3.0/24", "172.30.0.3"), metav1.CreateOptions{}))
+	await("a node came", a, "10.10.3.0/24@172.30.0.3", "10.10.7.0/24@172.30.0.2")
+	for _, gone := range []string{"b", "a"} {
+		if err := nodes.Delete(ctx, gone, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await("nodes went, this one too", a, "10.10.3.0/24@172.30.0.3")
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("ended: %v", err)
+	}
+}
