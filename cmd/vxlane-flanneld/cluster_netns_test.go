@@ -4,18 +4,14 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 
 	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/bench/traffic"
@@ -23,79 +19,45 @@ import (
 
 const patience = 30 * time.Second
 
-// etcdCommand runs a real etcd: its directory, the address to listen at, and the network configuration to begin with.
-const etcdCommand = "etcd-for-test"
-
-func init() {
-	extra[etcdCommand] = func() {
-		if err := runEtcd(os.Args[1], os.Args[2], os.Args[3]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-	}
-}
-
-func runEtcd(dir, address, network string) error {
-	client, err := url.Parse("http://" + address + ":2379")
-	if err != nil {
-		return err
-	}
-	peer, err := url.Parse("http://127.0.0.1:2380")
-	if err != nil {
-		return err
-	}
-	c := embed.NewConfig()
-	c.Dir, c.LogLevel = dir, "error"
-	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
-	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
-	c.InitialCluster = c.InitialClusterFromName(c.Name)
-	e, err := embed.StartEtcd(c)
-	if err != nil {
-		return err
-	}
-	<-e.Server.ReadyNotify()
-	kv, err := clientv3.New(clientv3.Config{Endpoints: []string{client.String()}})
-	if err != nil {
-		return err
-	}
-	if _, err := kv.Put(context.Background(), "/coreos.com/network/config", network); err != nil {
-		return err
-	}
-	return <-e.Err()
-}
-
-// cluster is two nodes and an etcd behind one bridge:
+// cluster is two nodes, each with a pod, and an etcd behind one bridge:
 //
-//	a 172.30.0.1 --- hub (br0, etcd) 172.30.0.254 --- 172.30.0.2 b
-//	a 10.10.x.1 cni0, flannel0                 flannel0, cni0 10.10.y.1 b
+//	a 172.30.0.1, fd30::1 --- hub (br0, etcd) 172.30.0.254 --- 172.30.0.2, fd30::2 b
+//	flannel0, cni0 10.10.x.1                                        flannel0, cni0 10.10.y.1
+//	      |                                                               |
+//	pod-a 10.10.x.2                                                 pod-b 10.10.y.2
 type cluster struct {
 	t    *testing.T
 	lab  *lab.Lab
+	hub  *lab.Host
 	a, b *member
 	dir  string
+	etcd *etcdServer // nil when the leases are elsewhere
 }
 
 // member is a node of a cluster.
 type member struct {
 	c       *cluster
 	host    *lab.Host
+	pod     *lab.Host
 	file    string // subnet.env
 	log     string
 	env     []string // of its daemons
 	leases  []string // flags that say where the leases are
 	command *lab.Command
 	subnet  netip.Prefix // FLANNEL_SUBNET, once it is known
+	subnet6 netip.Prefix // FLANNEL_IPV6_SUBNET
 }
+
+// podAddr is the address of the pod on a node, the first after the bridge's.
+func (n *member) podAddr() netip.Addr  { return n.subnet.Addr().Next() }
+func (n *member) podAddr6() netip.Addr { return n.subnet6.Addr().Next() }
 
 // newCluster builds the nodes, and an etcd with the given network configuration.
 func newCluster(t *testing.T, network string) *cluster {
 	t.Helper()
 	c := newNodes(t)
-	cmd := exec.Command(etcdCommand, filepath.Join(c.dir, "etcd"), "172.30.0.254", network)
-	cmd.Stderr = os.Stderr
-	if _, err := c.lab.Host("hub").Start(cmd); err != nil {
-		t.Fatal(err)
-	}
+	c.etcd = &etcdServer{c: c, network: network}
+	c.etcd.start()
 	return c
 }
 
@@ -106,10 +68,12 @@ func newNodes(t *testing.T) *cluster {
 	}
 	prefix := netip.MustParsePrefix
 	l, err := lab.Build(lab.Topology{
-		Hosts: []string{"a", "b", "hub"},
+		Hosts: []string{"a", "b", "hub", "pod-a", "pod-b"},
 		Links: []lab.Link{
-			{A: lab.End{Host: "a", Device: "eth0", Addresses: []netip.Prefix{prefix("172.30.0.1/24")}}, B: lab.End{Host: "hub", Device: "eth0"}},
-			{A: lab.End{Host: "b", Device: "eth0", Addresses: []netip.Prefix{prefix("172.30.0.2/24")}}, B: lab.End{Host: "hub", Device: "eth1"}},
+			{A: lab.End{Host: "a", Device: "eth0", Addresses: []netip.Prefix{prefix("172.30.0.1/24"), prefix("fd30::1/64")}}, B: lab.End{Host: "hub", Device: "eth0"}},
+			{A: lab.End{Host: "b", Device: "eth0", Addresses: []netip.Prefix{prefix("172.30.0.2/24"), prefix("fd30::2/64")}}, B: lab.End{Host: "hub", Device: "eth1"}},
+			{A: lab.End{Host: "pod-a", Device: "eth0"}, B: lab.End{Host: "a", Device: "pod"}},
+			{A: lab.End{Host: "pod-b", Device: "eth0"}, B: lab.End{Host: "b", Device: "pod"}},
 		},
 	})
 	if err != nil {
@@ -120,25 +84,26 @@ func newNodes(t *testing.T) *cluster {
 			t.Error(err)
 		}
 	})
-	c := &cluster{t: t, lab: l, dir: t.TempDir()}
-	hub := l.Host("hub")
-	if err := hub.AddBridge("br0", "eth0", "eth1"); err != nil {
-		t.Fatal(err)
-	}
-	if err := hub.AddAddresses("br0", prefix("172.30.0.254/24")); err != nil {
-		t.Fatal(err)
-	}
+	c := &cluster{t: t, lab: l, hub: l.Host("hub"), dir: t.TempDir()}
+	c.must(c.hub.AddBridge("br0", "eth0", "eth1"))
+	c.must(c.hub.AddAddresses("br0", prefix("172.30.0.254/24"), prefix("fd30::254/64")))
 	c.a, c.b = c.node("a"), c.node("b")
 	return c
 }
 
-func (c *cluster) node(name string) *member {
-	h := c.lab.Host(name)
-	if err := h.Sysctl("net.ipv4.ip_forward", "1"); err != nil {
+func (c *cluster) must(err error) {
+	c.t.Helper()
+	if err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+func (c *cluster) node(name string) *member {
+	h := c.lab.Host(name)
+	c.must(h.Sysctl("net.ipv4.ip_forward", "1"))
+	c.must(h.Sysctl("net.ipv6.conf.all.forwarding", "1"))
 	return &member{
-		c: c, host: h, file: filepath.Join(c.dir, name+".env"), log: filepath.Join(c.dir, name+".log"),
+		c: c, host: h, pod: c.lab.Host("pod-" + name), file: filepath.Join(c.dir, name+".env"), log: filepath.Join(c.dir, name+".log"),
 		leases: []string{"--etcd-endpoints=http://172.30.0.254:2379"},
 	}
 }
@@ -162,13 +127,46 @@ func (n *member) start(program string, flags ...string) {
 	}
 	n.awaitSubnet(before)
 	if before == nil {
-		if err := n.host.AddBridge("cni0"); err != nil {
-			t.Fatal(err)
+		n.plugIn()
+	}
+}
+
+// plugIn does what the CNI plugin does with the subnet file: a bridge with the subnet's first address, and a pod on it.
+func (n *member) plugIn() {
+	c := n.c
+	c.t.Helper()
+	mtu, err := strconv.Atoi(n.subnetVariable("FLANNEL_MTU"))
+	c.must(err)
+	c.must(n.host.AddBridge("cni0", "pod"))
+	c.must(n.host.SetMTU("cni0", mtu))
+	for _, d := range []struct {
+		h    *lab.Host
+		name string
+	}{{n.host, "pod"}, {n.pod, "eth0"}} {
+		c.must(d.h.SetMTU(d.name, mtu))
+	}
+	for _, subnet := range []netip.Prefix{n.subnet, n.subnet6} {
+		if !subnet.IsValid() {
+			continue
 		}
-		if err := n.host.AddAddresses("cni0", n.subnet); err != nil {
-			t.Fatal(err)
+		c.must(n.host.AddAddresses("cni0", subnet))
+		c.must(n.pod.AddAddresses("eth0", netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits())))
+		everywhere := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if subnet.Addr().Is6() {
+			everywhere = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		c.must(n.pod.AddRoute(everywhere, subnet.Addr(), "eth0"))
+	}
+}
+
+// subnetVariable returns what the subnet file says of a variable, nothing when it does not.
+func (n *member) subnetVariable(name string) string {
+	for _, line := range strings.Split(n.subnetFile(), "\n") {
+		if value, ok := strings.CutPrefix(line, name+"="); ok {
+			return value
 		}
 	}
+	return ""
 }
 
 // awaitSubnet waits for another file than before: each one replaces the last.
@@ -189,9 +187,9 @@ func (n *member) awaitSubnet(before os.FileInfo) {
 			t.Fatalf("%s wrote no subnet file: %v\n%s", n.host.Name(), err, n.output())
 		}
 	}
-	for _, line := range strings.Split(n.subnetFile(), "\n") {
-		if value, ok := strings.CutPrefix(line, "FLANNEL_SUBNET="); ok {
-			n.subnet = netip.MustParsePrefix(value)
+	for name, subnet := range map[string]*netip.Prefix{"FLANNEL_SUBNET": &n.subnet, "FLANNEL_IPV6_SUBNET": &n.subnet6} {
+		if value := n.subnetVariable(name); value != "" {
+			*subnet = netip.MustParsePrefix(value)
 		}
 	}
 }
@@ -209,36 +207,63 @@ func (n *member) output() string {
 	return string(text)
 }
 
-// ping waits until the other node's pods answer, with packets of a size.
+// ping waits until the other node's bridge answers, with packets of a size.
 func (n *member) ping(other *member, size int) {
-	t := n.c.t
-	t.Helper()
+	n.c.t.Helper()
+	n.c.ping(n.host, other.subnet.Addr(), size)
+}
+
+// ping waits until an address answers a host, with packets of a size.
+func (c *cluster) ping(from *lab.Host, to netip.Addr, size int) {
+	c.t.Helper()
 	var err error
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if _, err = traffic.Ping(n.host, other.subnet.Addr(), size, time.Second); err == nil {
+		if _, err = traffic.Ping(from, to, size, time.Second); err == nil {
 			return
 		}
 	}
-	t.Fatalf("ping from %s: %v\n%s%s", n.host.Name(), err, n.output(), other.output())
+	c.t.Fatalf("ping: %v\n%s", err, c.logs())
 }
 
-func (n *member) tcp(other *member) {
-	t := n.c.t
-	t.Helper()
+func (c *cluster) logs() string { return "a:\n" + c.a.output() + "b:\n" + c.b.output() }
+
+// transfer moves data over TCP, and checks every byte.
+func (c *cluster) transfer(from, to *lab.Host, address netip.Addr) {
+	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if _, err := traffic.TCP(ctx, n.host, other.host, other.subnet.Addr(), 500*time.Millisecond); err != nil {
-		t.Error(err)
+	if _, err := traffic.TCP(ctx, from, to, address, 500*time.Millisecond); err != nil {
+		c.t.Errorf("%v\n%s", err, c.logs())
 	}
 }
 
-// both pings and transfers in both directions, at the edges of the MTU.
+// both pings and transfers in both directions, at the edges of the MTU, between the nodes' bridges and between pods.
 func (c *cluster) both() {
 	c.t.Helper()
 	for _, size := range []int{0, 56, 1444, 1445, 8000} { // 1444: 1472 with its headers
 		c.a.ping(c.b, size)
 		c.b.ping(c.a, size)
+		c.ping(c.a.pod, c.b.podAddr(), size)
+		c.ping(c.b.pod, c.a.podAddr(), size)
 	}
-	c.a.tcp(c.b)
-	c.b.tcp(c.a)
+	c.transfer(c.a.host, c.b.host, c.b.subnet.Addr())
+	c.transfer(c.b.pod, c.a.pod, c.a.podAddr())
+	for _, n := range []*member{c.a, c.b} {
+		c.datagrams(n)
+	}
+}
+
+// datagrams sends UDP of every size from a node's pod to the other's, and back: each comes once and whole.
+func (c *cluster) datagrams(n *member) {
+	c.t.Helper()
+	other := c.a
+	if n == c.a {
+		other = c.b
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	r, err := traffic.Echo(ctx, n.pod, other.pod, other.podAddr(), 2, 500)
+	if err != nil || r.Received != r.Sent || r.Corrupted+r.Duplicated+r.Reordered != 0 {
+		c.t.Errorf("UDP between pods: %+v, %v\n%s", r, err, c.logs())
+	}
 }

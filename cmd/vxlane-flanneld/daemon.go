@@ -139,10 +139,7 @@ func (n *node) openManager(ctx context.Context) (err error) {
 			return nil
 		}
 	} else {
-		n.manager, err = etcd.NewLocalManager(ctx, &etcd.EtcdConfig{
-			Endpoints: strings.Split(o.etcdEndpoints, ","), Prefix: o.etcdPrefix,
-			Keyfile: o.etcdKeyfile, Certfile: o.etcdCertfile, CAFile: o.etcdCAFile, Username: o.etcdUsername, Password: o.etcdPassword,
-		}, n.before.subnet, n.before.subnet6, o.subnetLeaseRenewMargin)
+		n.manager, err = etcd.NewLocalManager(ctx, o.etcdConfig(), n.before.subnet, n.before.subnet6, o.subnetLeaseRenewMargin)
 	}
 	if err != nil {
 		return fmt.Errorf("create subnet manager: %w", err)

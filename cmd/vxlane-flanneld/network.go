@@ -9,8 +9,10 @@ import (
 	"sync/atomic"
 
 	"github.com/flannel-io/flannel/pkg/backend"
+	"github.com/flannel-io/flannel/pkg/ip"
 	"github.com/flannel-io/flannel/pkg/lease"
 	"github.com/flannel-io/flannel/pkg/subnet"
+	"github.com/flannel-io/flannel/pkg/subnet/etcd"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -98,7 +100,7 @@ func (nw *tunnelNetwork) Run(ctx context.Context) {
 // watcher returns who tells of the leases, always all of them: flannel's manager for etcd, our own for Kubernetes.
 func (n *node) watcher(ctx context.Context, own *lease.Lease) (flannel.Watcher, error) {
 	if !n.o.kubeSubnetMgr {
-		return n.manager, nil
+		return etcdLeases{n.o}, nil
 	}
 	client, err := nodes.Connect(n.o.kubeAPIURL, n.o.kubeConfigFile)
 	if err != nil {
@@ -111,6 +113,19 @@ func (n *node) watcher(ctx context.Context, own *lease.Lease) (flannel.Watcher, 
 		}
 	}()
 	return &nodes.Watcher{Client: client, Prefix: n.o.kubeAnnotationPrefix, Own: *own, Log: n.log}, nil
+}
+
+// etcdLeases watches leases in etcd, each watch with a client of its own: flannel's manager closes its client when a watch
+// ends (pkg/subnet/etcd/registry.go), and with it the one that renews this node's lease.
+type etcdLeases struct{ o *options }
+
+// WatchLeases implements flannel.Watcher.
+func (e etcdLeases) WatchLeases(ctx context.Context, receiver chan []lease.LeaseWatchResult) error {
+	m, err := etcd.NewLocalManager(ctx, e.o.etcdConfig(), ip.IP4Net{}, ip.IP6Net{}, e.o.subnetLeaseRenewMargin)
+	if err != nil {
+		return fmt.Errorf("connect to etcd: %w", err)
+	}
+	return m.WatchLeases(ctx, receiver)
 }
 
 // local returns the interface's address of a family, which datagrams are sent from, and the one that other nodes know.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/flannel-io/flannel/pkg/subnet/etcd"
 	"k8s.io/klog/v2"
 )
 
@@ -32,6 +33,14 @@ type options struct {
 	healthzIP                            string
 	healthzPort                          int
 	metrics                              string
+}
+
+// etcdConfig says how to reach etcd.
+func (o *options) etcdConfig() *etcd.EtcdConfig {
+	return &etcd.EtcdConfig{
+		Endpoints: strings.Split(o.etcdEndpoints, ","), Prefix: o.etcdPrefix,
+		Keyfile: o.etcdKeyfile, Certfile: o.etcdCertfile, CAFile: o.etcdCAFile, Username: o.etcdUsername, Password: o.etcdPassword,
+	}
 }
 
 // list is a flag that may be given several times.
