@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -18,6 +19,9 @@ import (
 )
 
 const patience = 30 * time.Second
+
+// stockProgram is a flanneld of flannel's own, empty when the tests were built without one.
+var stockProgram string
 
 // cluster is two nodes, each with a pod, and an etcd behind one bridge:
 //
@@ -43,6 +47,8 @@ type member struct {
 	log     string
 	env     []string // of its daemons
 	leases  []string // flags that say where the leases are
+	iface   string
+	forward bool // with forward rules, which need iptables or nft
 	command *lab.Command
 	subnet  netip.Prefix // FLANNEL_SUBNET, once it is known
 	subnet6 netip.Prefix // FLANNEL_IPV6_SUBNET
@@ -103,7 +109,7 @@ func (c *cluster) node(name string) *member {
 	c.must(h.Sysctl("net.ipv4.ip_forward", "1"))
 	c.must(h.Sysctl("net.ipv6.conf.all.forwarding", "1"))
 	return &member{
-		c: c, host: h, pod: c.lab.Host("pod-" + name), file: filepath.Join(c.dir, name+".env"), log: filepath.Join(c.dir, name+".log"),
+		c: c, host: h, iface: "eth0", pod: c.lab.Host("pod-" + name), file: filepath.Join(c.dir, name+".env"), log: filepath.Join(c.dir, name+".log"),
 		leases: []string{"--etcd-endpoints=http://172.30.0.254:2379"},
 	}
 }
@@ -118,7 +124,7 @@ func (n *member) start(program string, flags ...string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	flags = append(append([]string{"--iface=eth0", "--subnet-file=" + n.file, "--iptables-forward-rules=false"}, n.leases...), flags...)
+	flags = append(append([]string{"--iface=" + n.iface, "--subnet-file=" + n.file, fmt.Sprintf("--iptables-forward-rules=%v", n.forward)}, n.leases...), flags...)
 	cmd := exec.Command(program, flags...)
 	cmd.Stdout, cmd.Stderr = f, f
 	cmd.Env = append(os.Environ(), n.env...)

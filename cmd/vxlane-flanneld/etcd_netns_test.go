@@ -153,6 +153,19 @@ func (e *etcdServer) put(key, value string, ttl int64) {
 	})
 }
 
+// get returns the value of a key.
+func (e *etcdServer) get(key string) (value string) {
+	e.c.t.Helper()
+	e.do(func(ctx context.Context) error {
+		r, err := e.client.Get(ctx, key)
+		if err == nil && len(r.Kvs) == 1 {
+			value = string(r.Kvs[0].Value)
+		}
+		return err
+	})
+	return value
+}
+
 func (e *etcdServer) remove(key string) {
 	e.c.t.Helper()
 	e.do(func(ctx context.Context) error { _, err := e.client.Delete(ctx, key); return err })

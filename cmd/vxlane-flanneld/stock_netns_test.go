@@ -19,6 +19,7 @@ import (
 const stockCommand = "stock-flannel-udp"
 
 func init() {
+	stockProgram = stockCommand
 	extra[stockCommand] = func() {
 		if err := runStock(); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -204,6 +204,27 @@ func TestAllMistakesAreTold(t *testing.T) {
 	}
 }
 
+// A check is written as a boolean where it is one, and read back, in JSON and in YAML.
+func TestCheckRoundTrip(t *testing.T) {
+	for check, want := range map[Check]string{CheckOff: "false", CheckEnforce: "true", CheckCount: `"count"`} {
+		text, err := json.Marshal(SourceCheck{check, CheckEnforce})
+		if err != nil || string(text) != `{"outer":`+want+`,"inner":true}` {
+			t.Errorf("%s: %s, %v", check, text, err)
+		}
+		var back SourceCheck
+		if err := json.Unmarshal(text, &back); err != nil || back.Outer != check {
+			t.Errorf("%s comes back as %+v, %v", text, back, err)
+		}
+		out, err := yaml.Marshal(SourceCheck{check, CheckEnforce})
+		if err != nil || string(out) != "outer: "+strings.Trim(want, `"`)+"\ninner: true\n" {
+			t.Errorf("%s: %s, %v", check, out, err)
+		}
+	}
+	if err := new(Check).UnmarshalText([]byte("maybe")); err == nil {
+		t.Error("maybe is a check")
+	}
+}
+
 func TestParsePeers(t *testing.T) {
 	c, err := Parse("x.yaml", []byte(minimal))
 	if err != nil {

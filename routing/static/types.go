@@ -1,6 +1,7 @@
 package static
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -84,6 +85,11 @@ func (c *Check) UnmarshalText(text []byte) error {
 
 // MarshalJSON implements json.Marshaler: what is a boolean in the file is one here.
 func (c Check) MarshalJSON() ([]byte, error) { return json.Marshal(c.plain()) }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (c *Check) UnmarshalJSON(data []byte) error {
+	return c.UnmarshalText(bytes.Trim(data, `"`))
+}
 
 // MarshalYAML implements yaml.Marshaler.
 func (c Check) MarshalYAML() (any, error) { return c.plain(), nil }
