@@ -28,7 +28,7 @@ COMMIT   := $(shell git describe --always --exclude '*' --dirty 2>/dev/null || e
 CLI      := github.com/vxlane/vxlane/cmd/internal/cli
 LDFLAGS  := -X $(CLI).buildVersion=$(VERSION) -X $(CLI).buildCommit=$(COMMIT)
 
-.PHONY: build demo test format vet staticcheck arch unit fuzz netns cross cross-all docs bench bench-full soak bench-build bench-micro clean
+.PHONY: build demo test format vet staticcheck arch unit fuzz netns cluster kube foreign packages cross cross-all docs bench bench-full soak bench-build bench-micro clean
 
 build:
 	@mkdir -p bin
@@ -57,8 +57,8 @@ arch:
 
 # vxlane-flanneld is built of etcd's and Kubernetes' clients, minutes more with -race; its own threads are those of packages tested here.
 unit:
-	$(GO) test -race $$($(GO) list ./... | grep -v /vxlane-flanneld$$)
-	$(GO) test ./cmd/vxlane-flanneld
+	$(GO) test -race $$($(GO) list ./... | grep -v '/vxlane-flanneld$$\|/flannel/nodes$$')
+	$(GO) test ./cmd/vxlane-flanneld ./routing/flannel/nodes
 
 # Every fuzz target for a moment; crashers are kept in testdata/fuzz and become tests.
 fuzz:
@@ -74,6 +74,34 @@ netns:
 	@test "$$(id -u)" = 0 || echo "netns: skipped: network namespaces need root (sudo make netns)"
 	@test "$$(id -u)" != 0 || $(GO) test -tags netns -count=1 -p 1 -timeout 12m ./...
 	$(if $(FLANNEL),@test "$$(id -u)" != 0 || CGO_ENABLED=1 $(GO) test -tags netns$(COMMA)flannel -count=1 -run '^(TestSystems|TestMixedCluster)' $(WITH_FLANNEL))
+
+# Clusters of vxlane-flanneld: etcd with TLS, outages, thousands of leases, pods behind rules of iptables and nftables, flannel's own nodes
+# beside ours. Needs root, and the programs that packages names.
+cluster: packages
+	CGO_ENABLED=$(if $(FLANNEL),1,0) $(GO) test -tags netns$(COMMA)cluster$(if $(FLANNEL),$(COMMA)flannel) -count=1 -timeout 20m ./cmd/vxlane-flanneld
+
+# The same with leases in a real Kubernetes API server, and flannel's own flanneld on the other node: both are built here, each with
+# modules of its own (five minutes, then cached).
+kube: packages bin/peers
+	$(GO) test -tags netns$(COMMA)kube -count=1 -timeout 15m -run '^(TestKube|TestManifests|TestRecord|TestDouble)' ./cmd/vxlane-flanneld -peers $(CURDIR)/bin/peers
+
+PEERS := kube-apiserver=k8s.io/kubernetes/cmd/kube-apiserver flanneld=github.com/flannel-io/flannel helm=helm.sh/helm/v3/cmd/helm kustomize=sigs.k8s.io/kustomize/kustomize/v5
+bin/peers: $(wildcard cmd/vxlane-flanneld/peers/*/go.mod)
+	@mkdir -p $@
+	@for p in $(PEERS); do echo "build $${p%%=*}"; (cd cmd/vxlane-flanneld/peers/$${p%%=*} && CGO_ENABLED=$$(test $${p%%=*} = flanneld && echo 1 || echo 0) $(GO) build -o $(CURDIR)/$@/$${p%%=*} $${p#*=}) || exit 1; done
+	@touch $@
+
+# One foreign architecture runs: what parses bytes, and the daemon as far as flags go.
+foreign: packages
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) test -count=1 -exec qemu-aarch64-static ./encap ./routing ./routing/flannel ./cmd/vxlane-flanneld -skip '^Test(Scripts|Manifest|Dockerfiles)'
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) build -o bin/arm64/ ./cmd/vxlane-flanneld ./cmd/vxlane
+	qemu-aarch64-static bin/arm64/vxlane-flanneld --version
+	qemu-aarch64-static bin/arm64/vxlane version
+
+# Programs of Debian's that the rings above need.
+packages:
+	@for p in iptables nft:nftables qemu-aarch64-static:qemu-user-static; do command -v $${p%%:*} >/dev/null || missing="$$missing $${p#*:}"; done; \
+	test -z "$$missing" || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
 
 # The code is Linux's, not one architecture's.
 # vxlane-flanneld holds etcd's and Kubernetes' clients, a minute and more for each architecture: only cross-all builds it.

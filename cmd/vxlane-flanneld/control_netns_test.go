@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"github.com/vxlane/vxlane/cmd/internal/control"
 )
@@ -28,4 +29,28 @@ func (n *member) status(device string) control.Status {
 	s, err := n.tunnel(device).Status(context.Background())
 	n.c.must(err)
 	return s
+}
+
+// peers returns what `vxlane peer list` would say of a node's tunnel: names and endpoints.
+func (n *member) peers(device string) map[string]string {
+	n.c.t.Helper()
+	list := make(map[string]string)
+	answer, err := n.tunnel(device).Peers(context.Background())
+	n.c.must(err)
+	for _, p := range answer.Peers {
+		list[p.Name] = p.Endpoint
+	}
+	return list
+}
+
+// awaitPeer waits until a node's tunnel has a peer at an endpoint, or none of that name when endpoint is empty.
+func (n *member) awaitPeer(device, name, endpoint string) {
+	n.c.t.Helper()
+	var last map[string]string
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if last = n.peers(device); last[name] == endpoint {
+			return
+		}
+	}
+	n.c.t.Fatalf("peer %s of %s is at %q, want %q\n%s", name, n.host.Name(), last[name], endpoint, n.output())
 }

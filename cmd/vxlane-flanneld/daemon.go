@@ -26,7 +26,10 @@ import (
 	"github.com/flannel-io/flannel/pkg/trafficmngr"
 	"github.com/flannel-io/flannel/pkg/trafficmngr/iptables"
 	"github.com/flannel-io/flannel/pkg/trafficmngr/nftables"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
+
+	"github.com/vxlane/vxlane/routing/flannel/nodes"
 )
 
 // node is the daemon on its way from flags to a network.
@@ -133,6 +136,9 @@ func (n *node) run(ctx context.Context) error {
 func (n *node) openManager(ctx context.Context) (err error) {
 	o := n.o
 	if o.kubeSubnetMgr {
+		if err := n.prepareNode(ctx); err != nil {
+			return err
+		}
 		n.manager, err = kube.NewSubnetManager(ctx, o.kubeAPIURL, o.kubeConfigFile, o.kubeAnnotationPrefix, o.netConfPath, o.setNodeNetworkUnavailable)
 		if err != nil && n.manager != nil && errors.Is(err, context.DeadlineExceeded) && os.Getenv("CONT_WHEN_CACHE_NOT_READY") == "true" {
 			klog.Error("the list of nodes did not come in time; going on without it (CONT_WHEN_CACHE_NOT_READY)")
@@ -145,6 +151,27 @@ func (n *node) openManager(ctx context.Context) (err error) {
 		return fmt.Errorf("create subnet manager: %w", err)
 	}
 	klog.Infof("Created subnet manager: %s", n.manager.Name())
+	return nil
+}
+
+// prepareNode gives this node an annotation when it has none: flannel's manager would write into a map that is not there
+// (flannel-io/flannel#818). What cannot be asked here is left to that manager to say.
+func (n *node) prepareNode(ctx context.Context) error {
+	name := os.Getenv("NODE_NAME")
+	client, err := nodes.Connect(n.o.kubeAPIURL, n.o.kubeConfigFile)
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		pod, err := client.CoreV1().Pods(os.Getenv("POD_NAMESPACE")).Get(ctx, os.Getenv("POD_NAME"), metav1.GetOptions{})
+		if err != nil {
+			return nil
+		}
+		name = pod.Spec.NodeName
+	}
+	if err := nodes.Annotate(ctx, client, name, n.o.kubeAnnotationPrefix); err != nil {
+		klog.Warningf("node %s: %v", name, err)
+	}
 	return nil
 }
 

@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -45,6 +46,19 @@ func Connect(apiURL, kubeconfig string) (kubernetes.Interface, error) {
 		return nil, fmt.Errorf("connect to the Kubernetes API: %w", err)
 	}
 	return client, nil
+}
+
+// Annotate marks a node as managed by flannel when it has no annotation at all.
+func Annotate(ctx context.Context, client kubernetes.Interface, name, prefix string) error {
+	n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if err != nil || len(n.Annotations) > 0 {
+		return err
+	}
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:"true"}}}`, annotationPrefix(prefix)+"kube-subnet-manager")
+	if _, err := client.CoreV1().Nodes().Patch(ctx, name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status"); err != nil {
+		return fmt.Errorf("annotate node: %w", err)
+	}
+	return nil
 }
 
 // apart is how long changes are collected before the leases are read again.

@@ -77,6 +77,23 @@ func TestLeaseOf(t *testing.T) {
 	}
 }
 
+func TestAnnotate(t *testing.T) {
+	bare, other := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bare"}}, node("other", nil, "node-public-ip", "172.30.0.2")
+	client := fake.NewClientset(bare, other)
+	for name, want := range map[string]string{"bare": "true", "other": ""} {
+		if err := Annotate(t.Context(), client, name, prefix); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		n, err := client.CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil || n.Annotations[prefix+"/kube-subnet-manager"] != want {
+			t.Errorf("%s: %v, %v", name, n, err)
+		}
+	}
+	if err := Annotate(t.Context(), client, "nobody", prefix); err == nil {
+		t.Error("a node that is not there was annotated")
+	}
+}
+
 // Every list is everyone: what moved, changed its subnet, or went is right in the next one, and this node is always there.
 func TestWatch(t *testing.T) {
 	own := managed("a", "10.10.1.0/24", "172.30.0.1")
