@@ -79,6 +79,7 @@ netns:
 # beside ours. Needs root, and the programs that packages names.
 cluster: packages
 	CGO_ENABLED=$(if $(FLANNEL),1,0) $(GO) test -tags netns$(COMMA)cluster$(if $(FLANNEL),$(COMMA)flannel) -count=1 -timeout 20m ./cmd/vxlane-flanneld
+	$(GO) test -tags netns$(COMMA)cluster -count=1 -run '^TestPodToPod$$' ./cmd/vxlane
 
 # The same with leases in a real Kubernetes API server, and flannel's own flanneld on the other node: both are built here, each with
 # modules of its own (five minutes, then cached).
@@ -100,7 +101,7 @@ foreign: packages
 
 # Programs of Debian's that the rings above need.
 packages:
-	@for p in iptables nft:nftables qemu-aarch64-static:qemu-user-static; do command -v $${p%%:*} >/dev/null || missing="$$missing $${p#*:}"; done; \
+	@for p in iptables nft:nftables tcpdump ping:iputils-ping qemu-aarch64-static:qemu-user-static; do command -v $${p%%:*} >/dev/null || missing="$$missing $${p#*:}"; done; \
 	test -z "$$missing" || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
 
 # The code is Linux's, not one architecture's.

@@ -106,3 +106,26 @@ func addAddr(data *nl.RtAttr, a netip.Addr, kind4, kind6 int) {
 		data.AddRtAttr(kind6, a.AsSlice())
 	}
 }
+
+// AddPeer tells a vxlan device where a peer is, as flannel does (pkg/backend/vxlan): its prefix, whose first address is that of
+// its VTEP, the VTEP's MAC, and the underlay address that this is at.
+func (h *Host) AddPeer(device string, prefix netip.Prefix, mac net.HardwareAddr, at netip.Addr) error {
+	return h.withLink(device, "add peer to", func(l netlink.Link) error {
+		index, vtep := l.Attrs().Index, prefix.Addr().AsSlice()
+		err := netlink.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, Type: unix.RTN_UNICAST, IP: vtep, HardwareAddr: mac})
+		if err != nil {
+			return fmt.Errorf("neighbour: %w", err)
+		}
+		err = netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: index, State: netlink.NUD_PERMANENT, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, IP: at.AsSlice(), HardwareAddr: mac,
+		})
+		if err != nil {
+			return fmt.Errorf("forwarding entry: %w", err)
+		}
+		route := &netlink.Route{LinkIndex: index, Dst: ipNet(prefix), Gw: vtep, Flags: int(netlink.FLAG_ONLINK)}
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("route: %w", err)
+		}
+		return nil
+	})
+}

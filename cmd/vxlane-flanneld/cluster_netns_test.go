@@ -193,6 +193,11 @@ func (n *member) awaitSubnet(before os.FileInfo) {
 			t.Fatalf("%s wrote no subnet file: %v\n%s", n.host.Name(), err, n.output())
 		}
 	}
+	n.readSubnets()
+}
+
+// readSubnets reads the node's subnets out of its subnet file.
+func (n *member) readSubnets() {
 	for name, subnet := range map[string]*netip.Prefix{"FLANNEL_SUBNET": &n.subnet, "FLANNEL_IPV6_SUBNET": &n.subnet6} {
 		if value := n.subnetVariable(name); value != "" {
 			*subnet = netip.MustParsePrefix(value)

@@ -21,6 +21,7 @@ func TestBackendConfig(t *testing.T) {
 		{``, "", vxlanConfig{VNI: 1, MTU: 1500, Dataplane: "auto"}, ""},
 		{`{"type": "vxlan", "vni": 7, "port": 4789, "mtu": 1400, "DATAPLANE": "userspace"}`, "", vxlanConfig{VNI: 7, Port: 4789, MTU: 1400, Dataplane: "userspace"}, ""},
 		{`{"Dataplane": "userspace"}`, "kernel", vxlanConfig{VNI: 1, MTU: 1500, Dataplane: "kernel"}, ""},
+		{`{"dataplane": "Userspace", "udpport": 8285}`, "", vxlanConfig{VNI: 1, MTU: 1500, Dataplane: "userspace", UDPPort: 8285}, ""},
 		{`{"Dataplane": "fast"}`, "", vxlanConfig{}, `Backend.Dataplane: "fast": want auto, kernel or userspace`},
 		{`{}`, "fast", vxlanConfig{}, `VXLANE_VXLAN_DATAPLANE: "fast": want`},
 		{`{"Port": "x"}`, "", vxlanConfig{}, "network configuration: Backend:"},

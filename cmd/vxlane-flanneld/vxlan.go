@@ -21,6 +21,7 @@ import (
 
 	"github.com/vxlane/vxlane/cmd/internal/vtep"
 	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/routing"
 	"github.com/vxlane/vxlane/routing/flannel"
 	"github.com/vxlane/vxlane/routing/static"
 	"github.com/vxlane/vxlane/tunnel"
@@ -54,6 +55,7 @@ type vxlanConfig struct {
 	DirectRouting bool
 	Dataplane     string // auto, kernel or userspace
 	SourceCheck   string // userspace only: enforce, count or off
+	UDPPort       uint16 // userspace only: flannel's udp framing too, with the nodes whose leases are of the udp backend; 0 is off
 }
 
 func (b *vxlanBackend) parse(config *subnet.Config) (vxlanConfig, error) {
@@ -209,7 +211,34 @@ func (b *vxlanBackend) register(ctx context.Context, config *subnet.Config, c vx
 			return nil, err
 		}
 	}
+	if c.UDPPort != 0 && config.EnableIPv4 {
+		if err := b.openCompanion(nw, c); err != nil {
+			return nil, err
+		}
+	}
 	return nw, nw.start(ctx)
+}
+
+// openCompanion makes flannel0 beside flannel.1, for a cluster on its way from udp to vxlan: nodes that are not there yet send to
+// this one as they send to each other, and are sent to so.
+func (b *vxlanBackend) openCompanion(nw *tunnelNetwork, c vxlanConfig) error {
+	own, public, err := local(b.external, false)
+	if err != nil {
+		return err
+	}
+	t, err := describe(`  - device: {name: %s, addresses: [%s/32], mtu: %d}
+    underlay: {encap: flannel-udp, local: %s, port: %d, source_check: {outer: count, inner: count}}
+`, udpDevice, flannel.Addr(nw.SubnetLease.Subnet.IP), c.MTU-encap.Overhead(encap.NewFlannelUDP(), false), own, c.UDPPort)
+	if err != nil {
+		return err
+	}
+	all := flannel.UDPPeer(public, c.UDPPort)
+	return nw.open(t, vtep.Options{}, func(l *lease.Lease) (routing.Peer, bool, error) {
+		if l.Attrs.BackendType != "" {
+			return routing.Peer{}, false, nil
+		}
+		return all(l)
+	})
 }
 
 // open makes one family's tunnel.

@@ -35,9 +35,14 @@ With --keep the hosts stay, for looking around with other tools; --remove takes 
 
 func newDemo() *cobra.Command {
 	var keep, remove bool
+	var topology string
 	cmd := &cobra.Command{
 		Use: "demo", Short: "show a tunnel between two hosts on this machine", Long: demoLong, Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			show := map[string]func(context.Context, io.Writer, bool) error{"hosts": runDemo, "kubernetes": runKubernetesDemo}[topology]
+			if show == nil {
+				return cli.Usagef("--topology %s: want hosts or kubernetes", topology)
+			}
 			if keep && remove {
 				return cli.Usagef("--keep and --remove exclude each other")
 			}
@@ -49,10 +54,11 @@ func newDemo() *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			return runDemo(ctx, cmd.OutOrStdout(), keep)
+			return show(ctx, cmd.OutOrStdout(), keep)
 		},
 	}
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave the hosts standing and say how to enter them")
+	cmd.Flags().StringVar(&topology, "topology", "hosts", "what to build: hosts, or kubernetes (two nodes with a pod each; docs/pod-to-pod.md)")
 	cmd.Flags().BoolVar(&remove, "remove", false, "remove the hosts that --keep left")
 	return cmd
 }
@@ -172,20 +178,7 @@ func (d *demo) awaitReady(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(demoPatience); ; time.Sleep(20 * time.Millisecond) {
-		s, err := c.Status(ctx)
-		switch {
-		case err == nil && len(s.Degraded) == 0:
-			return nil
-		case time.Now().After(deadline):
-			return fmt.Errorf("vxlane is not ready after %s: %w", demoPatience, errors.Join(err, errors.New(strings.Join(s.Degraded, "; "))))
-		}
-		select {
-		case <-d.up.Done():
-			return fmt.Errorf("vxlane ended before it was ready: %v", d.up.Wait())
-		default:
-		}
-	}
+	return awaitReady(ctx, c, d.up)
 }
 
 func (d *demo) pings(context.Context) error {
