@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"strings"
 	"testing"
 
 	"github.com/flannel-io/flannel/pkg/backend"
+	"github.com/flannel-io/flannel/pkg/lease"
 	"github.com/flannel-io/flannel/pkg/subnet"
 )
 
@@ -51,6 +54,35 @@ func TestOurDevices(t *testing.T) {
 	for name, want := range map[string]bool{"flannel0": true, "flannel.1": true, "flannel-v6.1": true, "flannel-v6": false, "flannel.4096": true, "flannel1": false, "flannel.": false, "flannel.1x": false, "eth0": false, "flannel.01": false} {
 		if ours(name) != want {
 			t.Errorf("%s: %v", name, !want)
+		}
+	}
+}
+
+// racer is a manager whose subnet another node takes a few times.
+type racer struct {
+	subnet.Manager
+	losses int
+	fail   error
+}
+
+func (r *racer) AcquireLease(context.Context, *lease.LeaseAttrs) (*lease.Lease, error) {
+	if r.losses > 0 {
+		r.losses--
+		return nil, r.fail
+	}
+	return new(lease.Lease), nil
+}
+
+// A subnet that another node took at the same moment is no reason to end: the next one is tried.
+func TestAcquireAfterARace(t *testing.T) {
+	for _, c := range []struct {
+		losses int
+		fail   string
+		ok     bool
+	}{{0, "", true}, {3, "subnet already exists", true}, {100, "subnet already exists", false}, {1, "no leader", false}} {
+		b := &ourBackend{manager: &racer{losses: c.losses, fail: errors.New(c.fail)}}
+		if _, err := b.acquire(t.Context(), nil); (err == nil) != c.ok {
+			t.Errorf("%+v: %v", c, err)
 		}
 	}
 }

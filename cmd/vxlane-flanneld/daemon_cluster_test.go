@@ -147,6 +147,44 @@ func TestNoTUN(t *testing.T) {
 	c.ping(c.a.pod, c.b.podAddr(), 56)
 }
 
+// A device that somebody deletes ends the daemon, with an error that names it; flannel's own would spin. The next start, which is
+// its supervisor's, has everything again.
+func TestDeviceDeleted(t *testing.T) {
+	for device, network := range map[string]string{"flannel0": udpNetwork16, "flannel.1": `{"Network": "10.10.0.0/16", "Backend": {"Type": "vxlan", "Dataplane": "userspace"}}`} {
+		c := newCluster(t, network)
+		c.a.start("vxlane-flanneld")
+		c.b.start("vxlane-flanneld")
+		c.ping(c.a.pod, c.b.podAddr(), 56)
+		c.must(c.a.host.Delete(device))
+		select {
+		case <-c.a.command.Done():
+		case <-time.After(patience):
+			t.Fatalf("it still runs\n%s", c.a.output())
+		}
+		if err := c.a.command.Wait(); err == nil || !strings.Contains(c.a.output(), device) {
+			t.Errorf("%v\n%s", err, c.a.output())
+		}
+		c.a.start("vxlane-flanneld")
+		c.both()
+	}
+}
+
+// A datagram that is longer than this node's MTU, from a node with a larger one, is delivered whole: flannel's own proxy cuts it
+// off and delivers the rest.
+func TestLongerThanTheMTU(t *testing.T) {
+	c := newCluster(t, udpNetwork16)
+	c.b.start("vxlane-flanneld")
+	c.etcd.put(configKey, `{"Network": "10.10.0.0/16", "Backend": {"Type": "udp", "MTU": 1000}}`, 0)
+	c.a.start("vxlane-flanneld")
+	if got := c.a.subnetVariable("FLANNEL_MTU"); got != "972" {
+		t.Fatalf("FLANNEL_MTU=%s", got)
+	}
+	c.ping(c.b.host, c.a.subnet.Addr(), 1400) // its answer comes back in two fragments
+	if s := c.a.stats("flannel0"); s.Decap.Dropped != 0 {
+		t.Errorf("%+v", s.Decap)
+	}
+}
+
 // Two daemons on each node, with files and keys of their own (flannel's test_multi): each network has its own way, and a packet
 // that is sent the other's gets no answer.
 func TestMulti(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 
 	"github.com/flannel-io/flannel/pkg/backend"
@@ -22,6 +23,7 @@ import (
 	"github.com/vxlane/vxlane/routing/flannel"
 	"github.com/vxlane/vxlane/routing/flannel/nodes"
 	"github.com/vxlane/vxlane/routing/static"
+	"github.com/vxlane/vxlane/tunnel"
 )
 
 // ourBackend is what backends of vxlane's dataplane have in common.
@@ -29,6 +31,21 @@ type ourBackend struct {
 	node     *node
 	manager  subnet.Manager
 	external *backend.ExternalInterface
+}
+
+// acquire takes a lease. When another node was faster with the same subnet, it tries again: flannel's manager gives up, because it
+// looks for another error than its registry returns (pkg/subnet/etcd, errSubnetAlreadyexists).
+func (b *ourBackend) acquire(ctx context.Context, attrs *lease.LeaseAttrs) (l *lease.Lease, err error) {
+	const tries = 10
+	for range tries {
+		if l, err = b.manager.AcquireLease(ctx, attrs); err == nil || !strings.Contains(err.Error(), "subnet already exists") {
+			break
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("acquire lease: %w", err)
+	}
+	return l, nil
 }
 
 // tunnelNetwork is a running network whose dataplane is vxlane's, with a tunnel for each address family.
@@ -222,6 +239,19 @@ func (e *end) Peers() control.Peers { return e.vtep.Peers() }
 
 // Stats implements control.Handler.
 func (e *end) Stats() control.Stats { return e.vtep.Stats() }
+
+// FDB implements control.Handler.
+func (e *end) FDB() (control.FDB, error) { return e.vtep.FDB() }
+
+// ChangeFDB implements control.Handler.
+func (e *end) ChangeFDB(req control.FDBRequest) (control.FDBChange, error) {
+	return e.vtep.ChangeFDB(req)
+}
+
+// WatchFDB implements control.Handler.
+func (e *end) WatchFDB(ctx context.Context) (<-chan tunnel.FDBEvent, error) {
+	return e.vtep.WatchFDB(ctx)
+}
 
 // Trace implements control.Handler.
 func (e *end) Trace(req control.TraceRequest) (control.Trace, error) { return e.vtep.Trace(req) }

@@ -48,6 +48,12 @@ func TestDualStack(t *testing.T) {
 		c.both()
 		c.both6()
 	}
+	c.must(c.a.command.Stop())
+	c.a.env = []string{dataplaneVariable + "=userspace"}
+	c.a.start("vxlane-flanneld")
+	if got := c.a.subnetVariable("FLANNEL_MTU"); got != "1430" { // flannel says 1450, which an IPv6 underlay does not carry whole
+		t.Errorf("FLANNEL_MTU=%s", got)
+	}
 	if got := c.a.subnetVariable("FLANNEL_IPV6_NETWORK"); got != "fd10::/48" {
 		t.Errorf("FLANNEL_IPV6_NETWORK=%s", got)
 	}

@@ -71,9 +71,9 @@ func (b *udpBackend) RegisterNetwork(ctx context.Context, _ *sync.WaitGroup, con
 	if err != nil {
 		return nil, fmt.Errorf("network configuration: Network: %w", err)
 	}
-	l, err := b.manager.AcquireLease(ctx, &lease.LeaseAttrs{PublicIP: ip.FromIP(b.external.ExtAddr)})
+	l, err := b.acquire(ctx, &lease.LeaseAttrs{PublicIP: ip.FromIP(b.external.ExtAddr)})
 	if err != nil {
-		return nil, fmt.Errorf("acquire lease: %w", err)
+		return nil, err
 	}
 	nw := b.network(l)
 	t, err := describe(`  - device: {name: %s, addresses: [%s/32], mtu: %d}

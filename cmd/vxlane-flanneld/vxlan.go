@@ -201,9 +201,9 @@ func (b *vxlanBackend) register(ctx context.Context, config *subnet.Config, c vx
 		}
 		halves = append(halves, h)
 	}
-	l, err := b.manager.AcquireLease(ctx, attrs)
+	l, err := b.acquire(ctx, attrs)
 	if err != nil {
-		return nil, fmt.Errorf("acquire lease: %w", err)
+		return nil, err
 	}
 	nw := b.network(l)
 	for _, h := range halves {
