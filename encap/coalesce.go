@@ -72,12 +72,14 @@ func (c *Coalescer) Reset() {
 	clear(c.open[:])
 }
 
-// Add takes one IP packet, which stays borrowed until Reset, with its headers parsed (h.L3 is 0). good says that its transport
+// Add takes one IP packet, or a frame that carries one, which stays borrowed until Reset, with its headers parsed. good says that its transport
 // checksum was verified, so that it need not travel along; without that the packet stays as it is.
 func (c *Coalescer) Add(packet []byte, h *Headers, good bool) {
 	n := transportHeaderLen(packet, h)
 	index := int32(len(c.packets))
-	if h.Len > 0 {
+	if h.L3 > 0 && len(packet) != h.Len {
+		good = false // a frame keeps its padding
+	} else if h.Len > 0 {
 		packet = packet[:h.Len]
 	}
 	c.packets = append(c.packets, added{packet: packet, next: -1})
@@ -106,17 +108,18 @@ func (c *Coalescer) Add(packet []byte, h *Headers, good bool) {
 
 // joinable reports whether a packet can be part of a run at all. n is the length of its transport header.
 func joinable(packet []byte, h *Headers, n int) bool {
-	if n == 0 || h.L3 != 0 || h.Fragment || h.Len == h.L4+n {
+	if n == 0 || h.Fragment || h.Len == h.L4+n {
 		return false // a bare acknowledgement stands for itself
 	}
 	switch h.Kind {
 	case KindIPv4: // without options, with a good header checksum, and not with the reserved flag
 		const reserved = 0x80
-		if h.L4 != ipv4MinHeaderLen || packet[6]&reserved != 0 || Sum(packet[:ipv4MinHeaderLen], 0) != 0xffff {
+		ip := packet[h.L3:h.L4]
+		if len(ip) != ipv4MinHeaderLen || ip[6]&reserved != 0 || Sum(ip, 0) != 0xffff {
 			return false
 		}
 	case KindIPv6: // without extension headers
-		if h.L4 != ipv6HeaderLen {
+		if h.L4-h.L3 != ipv6HeaderLen {
 			return false
 		}
 	default:
@@ -152,7 +155,7 @@ func endFlags(packet []byte, h *Headers) (flags byte, end bool) {
 func (c *Coalescer) append(r *run, packet []byte, h *Headers, n int, index int32) bool {
 	length := h.Len - h.L4 - n
 	headers := h.L4 + n
-	if r.closed || r.parts == maxParts || length > r.segment || headers+r.total+length > maxIPLen || !joinable(packet, h, n) || !c.continues(r, packet, h, n) {
+	if r.closed || r.parts == maxParts || length > r.segment || headers-h.L3+r.total+length > maxIPLen || !joinable(packet, h, n) || !c.continues(r, packet, h, n) {
 		return false
 	}
 	c.packets[index].payload = packet[h.L4+n : h.Len]
@@ -169,6 +172,9 @@ func (c *Coalescer) append(r *run, packet []byte, h *Headers, n int, index int32
 func (c *Coalescer) continues(r *run, packet []byte, h *Headers, n int) bool {
 	first, f := c.packets[r.first].packet, &r.h
 	if h.Kind != f.Kind || h.Proto != f.Proto || h.Src != f.Src || h.Dst != f.Dst || h.SrcPort != f.SrcPort || h.DstPort != f.DstPort {
+		return false
+	}
+	if h.L3 != f.L3 || string(packet[:h.L3]) != string(first[:f.L3]) { // addresses and tags of the frame
 		return false
 	}
 	if h.TOS != f.TOS || h.TTL != f.TTL || h.DF != f.DF || !sameFlow6(first, packet, h) || !c.nextID(r, packet, h) {
@@ -191,7 +197,7 @@ func (c *Coalescer) continues(r *run, packet []byte, h *Headers, n int) bool {
 
 // sameFlow6 reports whether the flow labels are the same; IPv4 has none.
 func sameFlow6(first, packet []byte, h *Headers) bool {
-	return h.Kind != KindIPv6 || binary.BigEndian.Uint32(first) == binary.BigEndian.Uint32(packet)
+	return h.Kind != KindIPv6 || binary.BigEndian.Uint32(first[h.L3:]) == binary.BigEndian.Uint32(packet[h.L3:])
 }
 
 // nextID reports whether an IPv4 identification is the one that a split gives. As in the kernel, one that stays the same is
@@ -200,7 +206,7 @@ func (c *Coalescer) nextID(r *run, packet []byte, h *Headers) bool {
 	if h.Kind != KindIPv4 {
 		return true
 	}
-	first, id := binary.BigEndian.Uint16(c.packets[r.first].packet[4:]), binary.BigEndian.Uint16(packet[4:])
+	first, id := binary.BigEndian.Uint16(c.packets[r.first].packet[h.L3+4:]), binary.BigEndian.Uint16(packet[h.L3+4:])
 	if id == first+uint16(r.parts) {
 		return !r.sameID
 	}
@@ -242,12 +248,12 @@ func (c *Coalescer) assemble(r *run) *Super {
 func (r *run) patch(header []byte) {
 	l4 := r.h.L4
 	length := len(header) - l4 + r.total
-	if r.h.Kind == KindIPv4 {
-		old := binary.BigEndian.Uint16(header[2:])
-		binary.BigEndian.PutUint16(header[2:], uint16(l4+length))
-		UpdateChecksum(header[10:12], old, uint16(l4+length))
+	if ip := header[r.h.L3:]; r.h.Kind == KindIPv4 {
+		old, total := binary.BigEndian.Uint16(ip[2:]), uint16(l4-r.h.L3+length)
+		binary.BigEndian.PutUint16(ip[2:], total)
+		UpdateChecksum(ip[10:12], old, total)
 	} else {
-		binary.BigEndian.PutUint16(header[4:], uint16(length))
+		binary.BigEndian.PutUint16(ip[4:], uint16(length))
 	}
 	offset, _, _ := transportChecksumOffset(r.h.Proto)
 	binary.BigEndian.PutUint16(header[l4+offset:], pseudoHeaderSum(header, &r.h, length))

@@ -73,6 +73,41 @@ func (c vxlanIP) Decap(datagram []byte, h *Headers) ([]byte, Reason) {
 
 func (c vxlanIP) Forward([]byte, *Headers) Reason { return None }
 
+// vxlanEthernet carries Ethernet frames in VXLAN, as they are.
+type vxlanEthernet struct {
+	vni  VNI
+	bits ReservedBits
+}
+
+// NewVXLANEthernet returns the codec for Ethernet frames over VXLAN. A packet is a frame: offsets in its Headers count from the
+// Ethernet header, and what follows the IP packet in it (padding) stays.
+func NewVXLANEthernet(vni VNI, bits ReservedBits) Codec { return vxlanEthernet{vni, bits} }
+
+func (c vxlanEthernet) Headroom() int { return VXLANHeaderLen }
+
+func (c vxlanEthernet) Encap(hdr, _ []byte, _ *Headers, _ Link) Reason {
+	PutVXLAN(hdr, c.vni)
+	return None
+}
+
+func (c vxlanEthernet) Decap(datagram []byte, h *Headers) ([]byte, Reason) {
+	*h = Headers{}
+	vni, r := DecodeVXLAN(datagram, c.bits)
+	if r != None {
+		return nil, r
+	}
+	if vni != c.vni {
+		return nil, VXLANVNINotFound
+	}
+	frame := datagram[VXLANHeaderLen:]
+	if r := ParseAnyFrame(frame, h); r != None {
+		return nil, r
+	}
+	return frame, None
+}
+
+func (c vxlanEthernet) Forward([]byte, *Headers) Reason { return None }
+
 // flannelUDP is the framing of flannel's udp backend: the payload is one bare IPv4 packet (pkg/backend/udp/proxy_amd64.c).
 type flannelUDP struct{}
 
@@ -125,6 +160,12 @@ func Overhead(c Codec, underlayIPv6 bool) int {
 		return ipv6HeaderLen + udp + c.Headroom()
 	}
 	return ipv4MinHeaderLen + udp + c.Headroom()
+}
+
+// EthernetOverhead is Overhead for a codec whose packets are Ethernet frames: the device's MTU does not count their headers, nor
+// does the kernel's vxlan device count VLAN tags (include/net/vxlan.h, VXLAN_HEADROOM).
+func EthernetOverhead(c Codec, underlayIPv6 bool) int {
+	return Overhead(c, underlayIPv6) + EthernetHeaderLen
 }
 
 // Framing names a codec in configuration.

@@ -60,8 +60,9 @@ func (k Kind) EtherType() uint16 {
 type Headers struct {
 	Kind Kind
 
-	Link  Link // Ethernet only
-	VLANs int  // number of VLAN tags in front of the packet
+	Link  Link   // Ethernet only
+	VLANs int    // number of VLAN tags in front of the packet
+	VLAN  uint16 // ID of the outermost tag, 0-4095; 0 without one
 
 	L3  int // start of the IP header, or of what follows Ethernet
 	L4  int // start of the transport header; 0 when there is none that could be found
@@ -75,6 +76,23 @@ type Headers struct {
 	Later            bool // a fragment that is not the first: the transport header is in another
 	TOS, TTL         uint8
 	DF               bool // IPv4: don't fragment
+}
+
+// ParseAnyFrame is ParseFrame for those who pass frames on without looking into them: of one whose IP header cannot be read, or
+// is longer than the frame, it says nothing but addresses and tags. The reason is PktTooSmall when there is no Ethernet header.
+func ParseAnyFrame(frame []byte, h *Headers) Reason {
+	if r := ParseFrame(frame, h); r != None {
+		if len(frame) < EthernetHeaderLen {
+			return r
+		}
+		h.opaque(frame)
+	}
+	return None
+}
+
+// opaque describes a frame of which nothing behind the Ethernet header can be read.
+func (h *Headers) opaque(frame []byte) {
+	*h = Headers{Link: h.Link, VLANs: h.VLANs, VLAN: h.VLAN, L3: EthernetHeaderLen + h.VLANs*vlanTagLen, Len: len(frame)}
 }
 
 // rebase makes offsets count from n bytes further on.
@@ -130,6 +148,9 @@ func ParseFrame(frame []byte, h *Headers) Reason {
 		}
 		if len(frame) < off+vlanTagLen {
 			return PktTooSmall
+		}
+		if h.VLANs == 0 {
+			h.VLAN = binary.BigEndian.Uint16(frame[off:]) & 0xfff
 		}
 		etherType = binary.BigEndian.Uint16(frame[off+2:])
 		off += vlanTagLen

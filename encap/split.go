@@ -11,7 +11,7 @@ const (
 	tcpCWR = 0x80
 )
 
-// Splitter cuts one super-packet into segments. Payload is never copied: each segment is a header, written to the
+// Splitter cuts one super-packet, an IP packet or a frame that carries one, into segments. Payload is never copied: each segment is a header, written to the
 // caller's buffer, and a slice of the super-packet. What net/ipv4/tcp_offload.c and udp_offload.c do in software.
 //
 //	var s Splitter
@@ -20,7 +20,7 @@ const (
 type Splitter struct {
 	packet   []byte
 	h        *Headers
-	headers  int // length of IP and transport header
+	headers  int // length of all headers: of the frame, when it is one, IP and transport
 	payload  []byte
 	size     int
 	at       int    // index of the next segment
@@ -39,8 +39,8 @@ func (s *Splitter) Reset(packet []byte, h *Headers, o Offload) bool {
 		return false
 	}
 	end := h.L4 + n
-	*s = Splitter{packet: packet, h: h, headers: end - h.L3, payload: packet[end:h.Len], size: o.SegmentSize}
-	s.template = packet[h.L3:end]
+	*s = Splitter{packet: packet, h: h, headers: end, payload: packet[end:h.Len], size: o.SegmentSize}
+	s.template = packet[:end]
 	return true
 }
 
@@ -58,7 +58,7 @@ func (s *Splitter) Next(buf []byte) bool {
 	if s.h.Proto == ProtoTCP {
 		s.patchTCP()
 	} else {
-		binary.BigEndian.PutUint16(s.header[s.l4()+4:], uint16(udpHeaderLen+n))
+		binary.BigEndian.PutUint16(s.header[s.h.L4+4:], uint16(udpHeaderLen+n))
 	}
 	s.finishChecksum(n)
 	s.at++
@@ -74,23 +74,20 @@ func (s *Splitter) Header() []byte { return s.header }
 // Payload returns the payload of the current segment: a part of the super-packet.
 func (s *Splitter) Payload() []byte { return s.segment }
 
-// l4 is where the transport header begins within a segment's headers.
-func (s *Splitter) l4() int { return s.h.L4 - s.h.L3 }
-
 func (s *Splitter) patchIP(payload int) {
-	ip := s.header
+	ip := s.header[s.h.L3:]
 	if s.h.Kind == KindIPv6 {
-		binary.BigEndian.PutUint16(ip[4:], uint16(s.headers-ipv6HeaderLen+payload))
+		binary.BigEndian.PutUint16(ip[4:], uint16(len(ip)-ipv6HeaderLen+payload))
 		return
 	}
-	binary.BigEndian.PutUint16(ip[2:], uint16(s.headers+payload))
+	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+payload))
 	binary.BigEndian.PutUint16(ip[4:], binary.BigEndian.Uint16(ip[4:])+uint16(s.at))
 	ip[10], ip[11] = 0, 0
-	binary.BigEndian.PutUint16(ip[10:], ^Sum(ip[:s.l4()], 0))
+	binary.BigEndian.PutUint16(ip[10:], ^Sum(ip[:s.h.L4-s.h.L3], 0))
 }
 
 func (s *Splitter) patchTCP() {
-	tcp := s.header[s.l4():]
+	tcp := s.header[s.h.L4:]
 	binary.BigEndian.PutUint32(tcp[4:], binary.BigEndian.Uint32(tcp[4:])+uint32(s.at*s.size))
 	if len(s.payload) > 0 {
 		tcp[13] &^= tcpFIN | tcpPSH
@@ -102,7 +99,7 @@ func (s *Splitter) patchTCP() {
 
 func (s *Splitter) finishChecksum(payload int) {
 	offset, _, _ := transportChecksumOffset(s.h.Proto)
-	l4 := s.header[s.l4():]
+	l4 := s.header[s.h.L4:]
 	if s.h.Proto == ProtoUDP && binary.BigEndian.Uint16(l4[offset:]) == 0 {
 		return
 	}

@@ -39,6 +39,7 @@ type counters struct {
 	batchSum  routing.Counter
 	split     routing.Counter // segments that super-packets were split into
 	suspect   [encap.NumReasons]routing.Counter
+	copies    routing.Counter // further copies of flooded frames
 	_         [64]byte
 }
 
@@ -68,6 +69,9 @@ type Flow struct {
 	// Suspects are the delivered packets that a check would have dropped if it enforced, by the reason.
 	Suspects map[string]uint64 `json:"suspects,omitempty"`
 
+	// Copies are what flooding sent beside the one that counts as delivered.
+	Copies uint64 `json:"flood_copies,omitempty"`
+
 	byReason  [encap.NumReasons]uint64
 	bySuspect [encap.NumReasons]uint64
 	batches   [batchBuckets]uint64
@@ -82,6 +86,7 @@ func (f *Flow) add(c *counters) {
 	f.Consumed += c.consumed.Load()
 	f.batchSum += c.batchSum.Load()
 	f.split += c.split.Load()
+	f.Copies += c.copies.Load()
 	for i := range c.dropped {
 		f.byReason[i] += c.dropped[i].Load()
 		f.bySuspect[i] += c.suspect[i].Load()

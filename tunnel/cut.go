@@ -54,7 +54,7 @@ func (x *transmitter) cut(peer *routing.Peer, p *Packet) encap.Reason {
 		if train.SegmentSize = size; train.Count == 1 {
 			train.SegmentSize = 0
 		}
-		x.line(train, sent{peer, bytes - train.Count*len(outer)})
+		x.line(train, sent{peer: peer, bytes: bytes - train.Count*len(outer)})
 	}
 	return encap.None
 }

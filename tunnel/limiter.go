@@ -46,15 +46,20 @@ type bucket struct {
 }
 
 func (b *bucket) take(now time.Time, perSecond, burst float64) bool {
+	return b.takeN(now, 1, perSecond, burst)
+}
+
+// takeN takes n tokens, or none when there are fewer.
+func (b *bucket) takeN(now time.Time, n int, perSecond, burst float64) bool {
 	if b.last.IsZero() {
 		b.tokens = burst
 	} else {
 		b.tokens = min(burst, b.tokens+now.Sub(b.last).Seconds()*perSecond)
 	}
 	b.last = now
-	if b.tokens < 1 {
+	if b.tokens < float64(n) {
 		return false
 	}
-	b.tokens--
+	b.tokens -= float64(n)
 	return true
 }

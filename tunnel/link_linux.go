@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/vxlane/vxlane/encap"
 )
 
 // Link configures a device as the host sees it: MTU, state, addresses, routes. It remembers what it added, and Undo
@@ -38,6 +40,14 @@ func OpenLink(name string, log *slog.Logger) (*Link, error) {
 // txQueueLen is how many packets the device keeps for its reader. A TUN device drops what does not fit, and tells the
 // sender nothing: with the default of 500, one TCP stream loses a percent of its packets (drivers/net/tun.c, tun_net_xmit).
 const txQueueLen = 4096
+
+// SetMAC gives the device an Ethernet address.
+func (l *Link) SetMAC(mac encap.MAC) error {
+	if err := netlink.LinkSetHardwareAddr(l.handle(), mac[:]); err != nil {
+		return fmt.Errorf("set mac of %s to %s: %w", l.name, mac, err)
+	}
+	return nil
+}
 
 // Up sets the MTU, in bytes, and the queue length, and brings the device up. The size of super-packets is left alone: what is
 // forwarded to a device that takes smaller ones is segmented all the way (net/core/dev.c, gso_features_check).

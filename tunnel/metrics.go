@@ -46,6 +46,9 @@ var (
 	metricBytes     = define("counter", "vxlane_bytes_total", "Bytes of the packets delivered, without outer headers.", "direction", "vni")
 	metricConsumed  = define("counter", "vxlane_consumed_packets_total", "Packets that the tunnel answered itself: ARP and neighbour discovery.", "direction", "vni")
 	metricDropped   = define("counter", "vxlane_dropped_packets_total", "Packets dropped, by reason.", "direction", "reason")
+	metricCopies    = define("counter", "vxlane_flood_copies_total", "Copies of flooded frames sent beside the one that counts as delivered (Ethernet mode).")
+	metricStations  = define("gauge", "vxlane_fdb_entries", "Entries of the forwarding database, by kind: peer, static, learned (Ethernet mode).", "kind")
+	metricFDB       = define("counter", "vxlane_fdb_events_total", "What happened in the forwarding database: move, refused_limit, refused_moves, missed (Ethernet mode).", "event")
 	metricSuspect   = define("counter", "vxlane_suspect_packets_total", "Packets received and let pass that a source check would have dropped if it enforced (source_check: count), by the reason.", "reason")
 	metricHeld      = define("gauge", "vxlane_held_packets", "Packets that wait for a peer's MAC.")
 	metricGenerated = define("counter", "vxlane_generated_packets_total", "Packets that the tunnel sent of its own accord.", "kind")
@@ -108,6 +111,8 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	for _, r := range sourceChecks {
 		metricSuspect.send(ch, float64(stats.Decap.bySuspect[r]), r.String())
 	}
+	metricCopies.send(ch, float64(stats.Encap.Copies))
+	c.collectFDB(ch)
 	metricHeld.send(ch, float64(stats.Encap.Held))
 	metricSegments.send(ch, float64(stats.Encap.split+stats.Decap.split))
 	for kind, n := range map[string]uint64{
@@ -141,6 +146,23 @@ func (c *Collector) collectFlow(ch chan<- prometheus.Metric, d Direction, f *Flo
 	}
 	// Schema 0 has a bucket for each power of two, as the counters do.
 	ch <- prometheus.MustNewConstNativeHistogram(metricBatch.desc, count, float64(f.batchSum), buckets, nil, 0, 0, 0, c.Tunnel.started, direction)
+}
+
+func (c *Collector) collectFDB(ch chan<- prometheus.Metric) {
+	entries, stats, err := c.Tunnel.FDB()
+	if err != nil { // it forwards by address
+		return
+	}
+	kinds := map[FDBKind]int{FDBPeer: 0, FDBStatic: 0, FDBLearned: 0}
+	for _, e := range entries {
+		kinds[e.Kind]++
+	}
+	for kind, n := range kinds {
+		metricStations.send(ch, float64(n), string(kind))
+	}
+	for event, n := range map[string]uint64{"move": stats.Moves, "refused_limit": stats.Full, "refused_moves": stats.Restless, "missed": stats.Missed} {
+		metricFDB.send(ch, float64(n), event)
+	}
 }
 
 func (c *Collector) collectPeers(ch chan<- prometheus.Metric) {

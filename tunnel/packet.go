@@ -10,9 +10,9 @@ import (
 const (
 	// Headroom is how many bytes are free in front of a packet that was read: more than any header that is written there.
 	Headroom = 128
-	// maxPacket is the largest IP packet. No smaller buffer will do: over veth, even a plain UDP socket receives a whole
+	// maxPacket is the largest IP packet, in a frame with room for tags. No smaller buffer will do: over veth, even a plain UDP socket receives a whole
 	// super-packet of 64 KB from a kernel vxlan peer.
-	maxPacket = 1 << 16
+	maxPacket = 1<<16 + 64
 	// BatchSize is the most packets, or super-packets, that one wake-up takes from a device.
 	BatchSize = 256
 	// batchBytes bounds the bytes of a batch: what a core's second-level cache holds together with their copies.

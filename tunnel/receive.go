@@ -22,6 +22,7 @@ type receiver struct {
 	first   []int           // of each of joined: the first of packets in it
 	joiner  *encap.Coalescer
 	last    *lastDatagram
+	now     int64 // of the batch, in Ethernet mode
 }
 
 // lastDatagram is the datagram before the current one, in the same batch: the next one of its flow has the same verdict.
@@ -63,6 +64,9 @@ func (x *receiver) step(batch []Datagram) error {
 	view := x.t.view()
 	x.packets, x.origin = x.packets[:0], x.origin[:0]
 	x.last.valid = false
+	if x.t.fdb != nil {
+		x.now = time.Now().Unix()
+	}
 	for i := range batch {
 		x.unpack(view, &batch[i])
 	}
@@ -138,6 +142,9 @@ func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int)
 	case v.Consumed:
 		x.count.consumed.Add(uint64(p.Count))
 	default:
+		if x.t.fdb != nil {
+			x.t.fdb.observe(view, view.station(p.Headers.Link.Src, &p.Headers), v.Peer, x.now)
+		}
 		if v.Suspect != encap.None {
 			x.count.suspect[v.Suspect].Add(uint64(p.Count))
 		}
@@ -175,6 +182,9 @@ func (x *receiver) finish(p *Packet, outerTOS uint8, segment int) encap.Reason {
 		p.Count = o.Segments(p.Data, h)
 	case partial:
 		p.Offload = encap.PartialOffload(h)
+	}
+	if h.Kind != encap.KindIPv4 && h.Kind != encap.KindIPv6 {
+		return encap.None // a frame without a congestion mark (include/net/inet_ecn.h, IP_ECN_decapsulate)
 	}
 	ecn, ok := encap.DecapECN(outerTOS, h.TOS)
 	if !ok {

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing"
@@ -20,12 +21,14 @@ type transmitter struct {
 	origin    []sent     // who each datagram is for
 	refused   []refusal  // what must be sent another way
 	cutter    cutter
+	floods    bucket // further copies that flooding may send
 }
 
 // sent remembers what a datagram came from until its fate is known.
 type sent struct {
 	peer  *routing.Peer
-	bytes int // of packets, headers of the underlay not included
+	bytes int  // of packets, headers of the underlay not included
+	copy  bool // a further copy of a flooded frame, which is booked apart
 }
 
 // refusal is a packet that the sender had said it takes whole, and then did not.
@@ -89,7 +92,13 @@ func (x *transmitter) encapsulate(view View, p *Packet) {
 	p.Count = p.Offload.Segments(p.Data, &p.Headers)
 	x.count.received.Add(uint64(p.Count))
 	r := v.Reason
-	if r == encap.None {
+	switch {
+	case r != encap.None:
+	case v.Flood:
+		r = x.flood(view.Stations.flood, p)
+	case x.t.rules.Bridge:
+		r = x.frame(v.Peer, p, encap.Link{})
+	default:
 		x.t.hints.learn(p.Data, &p.Headers)
 		r = x.address(v.Peer, p)
 	}
@@ -112,6 +121,26 @@ func (x *transmitter) address(peer *routing.Peer, p *Packet) encap.Reason {
 		}
 	}
 	return x.frame(peer, p, link)
+}
+
+// flood sends a frame to each of the peers: the headers are the same for all of them, but for the outer ones.
+func (x *transmitter) flood(peers []*routing.Peer, p *Packet) encap.Reason {
+	if copies := (len(peers) - 1) * p.Count; copies > 0 && !x.floods.takeN(time.Now(), copies, copiesPerSecond, copiesPerSecond) {
+		return encap.FloodLimit
+	}
+	if r := x.frame(peers[0], p, encap.Link{}); r != encap.None {
+		return r
+	}
+	for _, peer := range peers[1:] {
+		from := len(x.origin)
+		if x.lineUp(peer, p, false) != encap.None {
+			continue // as for the first, which told
+		}
+		for i := range x.origin[from:] {
+			x.origin[from+i].copy = true
+		}
+	}
+	return encap.None
 }
 
 // frame puts the header in front of p, once, and lines it up for the sender.
@@ -140,7 +169,7 @@ func (x *transmitter) lineUp(peer *routing.Peer, p *Packet, carried bool) encap.
 	if carried {
 		d.Packet = p
 	}
-	x.line(d, sent{peer, p.wireBytes()})
+	x.line(d, sent{peer: peer, bytes: p.wireBytes()})
 	return encap.None
 }
 
@@ -157,7 +186,11 @@ func (x *transmitter) account() {
 			x.refused = append(x.refused, refusal{o.peer, d.Packet})
 			continue
 		}
-		x.count.drop(d.Reason, d.Count-d.Sent)
+		if o.copy {
+			x.count.copies.Add(uint64(d.Sent))
+		} else {
+			x.count.drop(d.Reason, d.Count-d.Sent)
+		}
 		if d.Sent == 0 {
 			continue
 		}
@@ -165,8 +198,10 @@ func (x *transmitter) account() {
 		if d.Sent < d.Count {
 			bytes = bytes * d.Sent / d.Count
 		}
-		x.count.delivered.Add(uint64(d.Sent))
-		x.count.bytes.Add(uint64(bytes))
+		if !o.copy {
+			x.count.delivered.Add(uint64(d.Sent))
+			x.count.bytes.Add(uint64(bytes))
+		}
 		if d.SegmentSize > 0 {
 			x.count.split.Add(uint64(d.Sent))
 		}
@@ -182,7 +217,7 @@ func (x *transmitter) explain(r encap.Reason, p *Packet) {
 	switch {
 	case r == encap.TTLExpired:
 		u = encap.TimeExceeded
-	case r != encap.NoTXTarget, !x.t.told.Load():
+	case r != encap.NoTXTarget, !x.t.told.Load(), x.t.rules.Bridge:
 		return
 	case x.t.rules.Ethernet:
 		u = encap.HostUnreachable

@@ -17,13 +17,14 @@ import (
 // TUNConfig describes a device.
 type TUNConfig struct {
 	Name     string // empty: the first free of vxlane0, vxlane1, …
+	Ethernet bool   // a TAP device, whose packets are Ethernet frames
 	Queues   int
 	Offloads bool // super-packets and unfinished checksums both ways, as far as the kernel knows them
 	Keep     bool // leave the device behind at Close, with what was put on it, and take over one that was left
 	Log      *slog.Logger
 }
 
-// TUN is a TUN device.
+// TUN is a TUN or TAP device.
 //
 // Each worker reads one queue and writes to another, which is detached (TUNSETQUEUE): the driver steers a flow to the
 // queue that last wrote for it, but not for detached ones (drivers/net/tun.c, tun_get_user). So a flow stays on the
@@ -108,7 +109,7 @@ func (t *TUN) attach() (int, error) {
 	if t.cfg.Offloads {
 		open = openVNet
 	}
-	fd, name, err := open(t.name)
+	fd, name, err := open(t.name, t.cfg.Ethernet)
 	if err != nil {
 		return -1, explainOpen(t.name, err)
 	}
@@ -119,9 +120,13 @@ func (t *TUN) attach() (int, error) {
 
 // openWater opens a queue with songgao/water, which knows nothing of offloads, and takes its descriptor out of the reach
 // of Go's poller.
-func openWater(name string) (int, string, error) {
+func openWater(name string, ethernet bool) (int, string, error) {
+	kind := water.DeviceType(water.TUN)
+	if ethernet {
+		kind = water.TAP
+	}
 	dev, err := water.New(water.Config{
-		DeviceType:             water.TUN,
+		DeviceType:             kind,
 		PlatformSpecificParams: water.PlatformSpecificParams{Name: name, MultiQueue: true},
 	})
 	if err != nil {
@@ -143,9 +148,12 @@ func openWater(name string) (int, string, error) {
 }
 
 // openVNet opens a queue whose packets have a virtio-net header in front.
-func openVNet(name string) (fd int, actual string, err error) {
-	const flags = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | unix.IFF_VNET_HDR
-	return openTUNDevice(name, flags)
+func openVNet(name string, ethernet bool) (fd int, actual string, err error) {
+	const flags = unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | unix.IFF_VNET_HDR
+	if ethernet {
+		return openTUNDevice(name, flags|unix.IFF_TAP)
+	}
+	return openTUNDevice(name, flags|unix.IFF_TUN)
 }
 
 func openTUNDevice(name string, flags uint16) (fd int, actual string, err error) {
@@ -191,7 +199,7 @@ func (t *TUN) negotiate() {
 	}
 	fd := t.fds[1]
 	if t.takenOver {
-		spare, _, err := openVNet(probeName)
+		spare, _, err := openVNet(probeName, t.cfg.Ethernet)
 		if err != nil {
 			t.tso.disable("open a device to probe: %v", err)
 			t.uso.disable("open a device to probe: %v", err)
@@ -204,7 +212,7 @@ func (t *TUN) negotiate() {
 		f      *feature
 		packet []byte
 	}{{&t.tso, probeTCP4}, {&t.tso, probeTCP6}, {&t.uso, probeUDP4}} {
-		if err := probe(fd, p.packet); err != nil {
+		if err := probe(fd, p.packet, t.cfg.Ethernet); err != nil {
 			p.f.disable("the device refuses super-packets: %v", err)
 		}
 	}
@@ -215,9 +223,17 @@ const probeName = "vxprobe%d"
 
 // probe writes a super-packet of two segments to a device, which is down: the kernel judges the metadata before it sees
 // that, so EIO says that they are good, and nothing came of it.
-func probe(fd int, packet []byte) error {
+func probe(fd int, packet []byte, ethernet bool) error {
 	var h encap.Headers
-	if r := encap.ParseIP(packet, &h); r != encap.None {
+	parse := encap.ParseIP
+	if ethernet {
+		frame := append(make([]byte, 12, 128), 0x08, 0x00) // from nobody to nobody
+		if packet[0]>>4 == 6 {
+			frame = append(frame[:12], 0x86, 0xdd)
+		}
+		packet, parse = append(frame, packet...), encap.ParseFrame
+	}
+	if r := parse(packet, &h); r != encap.None {
 		return fmt.Errorf("probe packet: %s", r)
 	}
 	head := h.HeaderLen(packet)

@@ -29,6 +29,10 @@ type Config struct {
 	TOSInherit bool  // outer DSCP is the packet's; else that of TOS
 	TOS        uint8 // outer TOS when it is not inherited
 
+	Bridge bool      // packets are Ethernet frames
+	FDB    FDBConfig // with Bridge
+	VLANs  bool      // with Bridge: stations of different VLANs may have one MAC
+
 	OuterCheck Check // the outer source must be a peer's endpoint
 	InnerCheck Check // the inner source must be in the peer's allowed prefixes
 
@@ -51,6 +55,7 @@ type Tunnel struct {
 	own      atomic.Pointer[Addresses]
 	told     atomic.Bool // SetPeers was called: who is not a peer is nobody
 	hints    hints
+	fdb      *fdb // with Bridge
 	log      *slog.Logger
 	started  time.Time
 
@@ -71,7 +76,7 @@ type slowPath struct {
 // New returns a tunnel over device and underlay, which must have as many queues as receivers. It has no peers yet.
 // The ends stay the caller's to close.
 func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
-	codec, err := cfg.Framing.Codec(cfg.VNI, cfg.ReservedBits)
+	codec, err := cfg.codec()
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +87,7 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 	t := &Tunnel{
 		cfg: cfg, mtu: cfg.MTU, device: device, underlay: underlay, log: cfg.Log, started: time.Now(),
 		rules: Rules{
-			Codec: codec, Ethernet: cfg.Framing == encap.FramingVXLAN, MAC: cfg.MAC,
+			Codec: codec, Ethernet: cfg.Framing == encap.FramingVXLAN && !cfg.Bridge, Bridge: cfg.Bridge, MAC: cfg.MAC,
 			Local: cfg.Local, Port: cfg.Port, OuterCheck: cfg.OuterCheck, InnerCheck: cfg.InnerCheck,
 		},
 		table: routing.NewTable(len(queues) + 1), // one share more: packets that waited for a MAC
@@ -91,6 +96,9 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 		t.log = slog.New(slog.DiscardHandler)
 	}
 	t.own.Store(NewAddresses(nil))
+	if cfg.Bridge {
+		t.fdb = newFDB(cfg.FDB, t.log)
+	}
 	t.slow.limit = newLimiter()
 	for i, q := range queues {
 		t.lanes = append(t.lanes, &lane{newTransmitter(t, i, q, underlay.NewSender()), newReceiver(t, i, q, receivers[i])})
@@ -110,7 +118,23 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 // slowWorker is the index of the counters that packets released by the neighbour table are booked under.
 func (t *Tunnel) slowWorker() int { return len(t.lanes) }
 
-func (t *Tunnel) view() View { return View{Peers: t.table.Load(), Own: t.own.Load()} }
+func (t *Tunnel) view() View {
+	v := View{Peers: t.table.Load(), Own: t.own.Load()}
+	if t.fdb != nil {
+		v.Stations, v.VLANs = t.fdb.current.Load(), t.cfg.VLANs
+	}
+	return v
+}
+
+func (cfg *Config) codec() (encap.Codec, error) {
+	if !cfg.Bridge {
+		return cfg.Framing.Codec(cfg.VNI, cfg.ReservedBits)
+	}
+	if cfg.Framing != encap.FramingVXLAN {
+		return nil, fmt.Errorf("encap %q: Ethernet frames travel in %s only", cfg.Framing, encap.FramingVXLAN)
+	}
+	return encap.NewVXLANEthernet(cfg.VNI, cfg.ReservedBits), nil
+}
 
 // SetPeers replaces the whole set of peers, or refuses it with an error that names what clashes, and nothing changes.
 func (t *Tunnel) SetPeers(peers []routing.Peer) (routing.Change, error) {
@@ -119,7 +143,11 @@ func (t *Tunnel) SetPeers(peers []routing.Peer) (routing.Change, error) {
 		return routing.Change{}, err
 	}
 	defer t.told.Store(true)
-	return t.neighbours.apply(snapshot), nil
+	change := t.neighbours.apply(snapshot)
+	if t.fdb != nil {
+		t.fdb.follow(snapshot)
+	}
+	return change, nil
 }
 
 // Peers returns the snapshot in force.
@@ -142,6 +170,9 @@ func (t *Tunnel) Run(ctx context.Context) error {
 		running.Go(func() { failures <- w.run() })
 	}
 	running.Go(func() { t.neighbours.run(ctx) })
+	if t.fdb != nil {
+		running.Go(func() { t.fdb.run(ctx) })
+	}
 
 	var err error
 	select {

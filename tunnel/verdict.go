@@ -12,7 +12,8 @@ import (
 // Rules are what verdicts depend on and never changes while a tunnel runs.
 type Rules struct {
 	Codec      encap.Codec
-	Ethernet   bool       // the codec's packets travel in Ethernet frames
+	Ethernet   bool       // packets are IP packets, and travel in Ethernet frames
+	Bridge     bool       // packets are Ethernet frames: stations are looked up, not addresses
 	MAC        encap.MAC  // this VTEP's, with Ethernet
 	Local      netip.Addr // our underlay address
 	Port       uint16     // our underlay port
@@ -32,8 +33,19 @@ const (
 
 // View is what verdicts depend on and may change between batches. Both parts are immutable.
 type View struct {
-	Peers *routing.Snapshot
-	Own   *Addresses
+	Peers    *routing.Snapshot
+	Own      *Addresses
+	Stations *fdbView // with Rules.Bridge
+	VLANs    bool     // stations are looked up by VLAN, too
+}
+
+// station returns what a MAC of a frame is looked up by.
+func (v *View) station(mac encap.MAC, h *encap.Headers) FDBKey {
+	key := FDBKey{MAC: mac}
+	if v.VLANs {
+		key.VLAN = h.VLAN
+	}
+	return key
 }
 
 // Verdict says what happens to a packet.
@@ -45,6 +57,8 @@ type Verdict struct {
 	// Suspect is why a check that counts would have dropped the packet, had it been one that enforces; encap.None when it
 	// would not.
 	Suspect encap.Reason
+	// Flood: the frame is for all stations, or for one that nobody knows; it goes to each peer that gets such.
+	Flood bool
 	// Consumed: the packet is for the VTEP itself (ARP, neighbour discovery), not for the device.
 	Consumed bool
 }
@@ -54,6 +68,9 @@ func drop(r encap.Reason) Verdict { return Verdict{Reason: r} }
 // DecideTransmit says what happens to a packet that the device gave. h receives the packet parsed. It changes nothing
 // else: the loop, the trace command and the fuzzers share it.
 func DecideTransmit(rules *Rules, view View, packet []byte, h *encap.Headers) Verdict {
+	if rules.Bridge {
+		return decideFrame(view, packet, h)
+	}
 	if r := encap.ParseIP(packet, h); r != encap.None {
 		return drop(r)
 	}
@@ -68,6 +85,25 @@ func DecideTransmit(rules *Rules, view View, packet []byte, h *encap.Headers) Ve
 		return drop(encap.NoTXTarget)
 	}
 	return Verdict{Peer: peer}
+}
+
+// decideFrame says what happens to a frame that the device gave.
+func decideFrame(view View, frame []byte, h *encap.Headers) Verdict {
+	if r := encap.ParseAnyFrame(frame, h); r != encap.None {
+		return drop(r)
+	}
+	if !h.Link.Dst.IsGroup() {
+		if peer := view.Peers.LookupMAC(h.Link.Dst); peer != nil {
+			return Verdict{Peer: peer}
+		}
+		if peer := view.Stations.lookup(view.station(h.Link.Dst, h)); peer != nil {
+			return Verdict{Peer: peer}
+		}
+	}
+	if len(view.Stations.flood) == 0 {
+		return drop(encap.NoTXTarget)
+	}
+	return Verdict{Flood: true}
 }
 
 // DecideReceive says what happens to a datagram from outer, an underlay address. h receives the packet in it parsed;
@@ -85,6 +121,9 @@ func DecideReceive(rules *Rules, view View, datagram []byte, outer netip.Addr, h
 	if r != encap.None {
 		return nil, Verdict{Peer: peer, Reason: r}
 	}
+	if rules.Bridge {
+		return packet, decideStation(rules, view, peer, h)
+	}
 	if h.Kind == encap.KindARP || encap.IsND(packet, h) {
 		return packet, decideNeighbour(peer)
 	}
@@ -97,6 +136,46 @@ func decideNeighbour(peer *routing.Peer) Verdict {
 		return drop(encap.PeerUnknown)
 	}
 	return Verdict{Peer: peer, Consumed: true}
+}
+
+// decideStation judges the source of a received frame: its MAC, and where the peer has allowed_ips, its IP address.
+func decideStation(rules *Rules, view View, peer *routing.Peer, h *encap.Headers) Verdict {
+	v := Verdict{Peer: peer}
+	switch {
+	case !h.Link.Src.IsUnicast():
+		v.Reason = encap.MACInvalidSource
+		return v
+	case h.Link.Src == rules.MAC:
+		v.Reason = encap.LocalMAC
+		return v
+	case peer == nil && rules.OuterCheck == CheckCount:
+		v.Suspect = encap.PeerUnknown
+	}
+	if rules.InnerCheck == CheckOff || mayBeFrom(view, peer, h) {
+		return v
+	}
+	if rules.InnerCheck == CheckEnforce {
+		v.Reason = encap.InnerSourceNotAllowed
+	} else if v.Suspect == encap.None {
+		v.Suspect = encap.InnerSourceNotAllowed
+	}
+	return v
+}
+
+// mayBeFrom reports whether a frame's source can be behind a peer: its MAC is not configured to be elsewhere and, when the peer
+// has allowed_ips and the frame carries IP, its address is in them.
+func mayBeFrom(view View, peer *routing.Peer, h *encap.Headers) bool {
+	if owner := view.Peers.LookupMAC(h.Link.Src); owner != nil && (peer == nil || owner.Endpoint.Addr() != peer.Endpoint.Addr()) {
+		return false
+	}
+	if peer == nil || len(peer.AllowedIPs) == 0 || h.Kind != encap.KindIPv4 && h.Kind != encap.KindIPv6 {
+		return true
+	}
+	if h.Src.IsUnspecified() || h.Src.IsLinkLocalUnicast() {
+		return true // a host that has no address yet, or one of this link alone
+	}
+	from := view.Peers.Lookup(h.Src)
+	return from != nil && from.Endpoint.Addr() == peer.Endpoint.Addr()
 }
 
 // checkFrame judges the Ethernet header of a received frame as a host's network card would.

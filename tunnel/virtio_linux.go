@@ -98,7 +98,7 @@ func putVirtioTunnel(b []byte, d *Datagram, outer int, v6, checksum bool) {
 		b[0] |= virtioTunnelChecksum
 	}
 	binary.LittleEndian.PutUint16(b[20:], uint16(outer-udp)) // these two in no other order (virtio_net_hdr_tnl_to_skb)
-	binary.LittleEndian.PutUint16(b[22:], uint16(inner))
+	binary.LittleEndian.PutUint16(b[22:], uint16(inner+p.Headers.L3))
 }
 
 // What a device may leave undone in the packets that it gives (TUN_F_*, include/uapi/linux/if_tun.h).

@@ -12,6 +12,7 @@ import (
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/cmd/internal/vtep"
 	"github.com/vxlane/vxlane/routing/static"
+	"github.com/vxlane/vxlane/tunnel"
 )
 
 // instance is one running tunnel, as its control socket shows it.
@@ -102,6 +103,19 @@ func (in *instance) Peers() control.Peers { return in.vtep.Peers() }
 
 // Stats implements control.Handler.
 func (in *instance) Stats() control.Stats { return in.vtep.Stats() }
+
+// FDB implements control.Handler.
+func (in *instance) FDB() (control.FDB, error) { return in.vtep.FDB() }
+
+// ChangeFDB implements control.Handler.
+func (in *instance) ChangeFDB(req control.FDBRequest) (control.FDBChange, error) {
+	return in.vtep.ChangeFDB(req)
+}
+
+// WatchFDB implements control.Handler.
+func (in *instance) WatchFDB(ctx context.Context) (<-chan tunnel.FDBEvent, error) {
+	return in.vtep.WatchFDB(ctx)
+}
 
 // Trace implements control.Handler.
 func (in *instance) Trace(req control.TraceRequest) (control.Trace, error) { return in.vtep.Trace(req) }

@@ -79,7 +79,7 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{Use: "vxlane", Short: "a VXLAN and flannel-UDP tunnel in user space", Long: rootLong}
 	cli.Prepare(root)
 	root.AddCommand(
-		newUp(), newStatus(), newPeer(), newStats(), newTrace(), newReload(), newConfig(), newDemo(), cli.NewCompletion("vxlane"), cli.NewVersion("vxlane"),
+		newUp(), newStatus(), newPeer(), newFDB(), newStats(), newTrace(), newReload(), newConfig(), newDemo(), cli.NewCompletion("vxlane"), cli.NewVersion("vxlane"),
 	)
 	return root
 }

@@ -35,6 +35,7 @@ func (d *document) checkConfig(c *Config) {
 		d.checkUnderlay(&t.Underlay, key+".underlay")
 		d.checkPeers(t, t.Peers, key+".peers")
 		d.checkTier(t, key+".tier")
+		d.checkFDB(t, key+".fdb")
 		d.checkAgainst(c.Tunnels[:i], t, key)
 	}
 	d.checkMetrics(&c.Metrics)
@@ -52,6 +53,26 @@ func (d *document) checkTier(t *Tunnel, key string) {
 	}
 }
 
+func (d *document) checkFDB(t *Tunnel, key string) {
+	f := &t.FDB
+	for name, n := range map[string]int{"limit": f.Limit, "peer_limit": f.PeerLimit} {
+		if n < 0 {
+			d.fail(key+"."+name, "%d: want 0 or more", n)
+		}
+	}
+	if f.Group != "" {
+		d.fail(key+".group", "%q: multicast groups are not available in this version: use flood", f.Group)
+	}
+	if f.Suppress {
+		d.fail(key+".suppress", "not available in this version")
+	}
+	for _, name := range f.Flood.Names {
+		if !slices.ContainsFunc(t.Peers, func(p Peer) bool { return p.Name == name }) {
+			d.fail(key+".flood", "%q: no peer has this name", name)
+		}
+	}
+}
+
 func (d *document) checkDevice(t *Tunnel, key string) {
 	v := &t.Device
 	if msg := badDeviceName(v.Name); msg != "" {
@@ -60,9 +81,11 @@ func (d *document) checkDevice(t *Tunnel, key string) {
 	switch v.Mode {
 	case ModeTUN:
 	case ModeTAP:
-		d.fail(key+".mode", "tap is not available in this version: use tun")
+		if t.Underlay.Encap == encap.FramingFlannelUDP {
+			d.fail(key+".mode", "tap: flannel-udp carries IPv4 packets, not frames: use tun, or encap: vxlan")
+		}
 	default:
-		d.fail(key+".mode", "%q: want tun", v.Mode)
+		d.fail(key+".mode", "%q: want tun or tap", v.Mode)
 	}
 	lowest := minMTU
 	for i, a := range v.Addresses {
@@ -167,6 +190,9 @@ func (d *document) checkPeer(t *Tunnel, p *Peer, endpoints map[netip.Addr]bool, 
 	case !p.MAC.IsZero() && p.MAC == t.Device.MAC:
 		d.fail(key+".mac", "%s: is this VTEP's own", p.MAC)
 	}
+	if len(p.AllowedIPs) == 0 && t.Device.Mode == ModeTAP {
+		return
+	}
 	if len(p.AllowedIPs) == 0 {
 		d.fail(key+".allowed_ips", "missing: want the addresses behind peer %q, such as [10.99.0.2/32]", p.Name)
 		return
@@ -186,7 +212,7 @@ func (d *document) checkPeer(t *Tunnel, p *Peer, endpoints map[netip.Addr]bool, 
 			d.fail(at, "%s: is this device's own address", prefix)
 		}
 	}
-	if !single && p.MAC.IsZero() && t.Underlay.Encap == encap.FramingVXLAN {
+	if !single && p.MAC.IsZero() && t.Device.Mode != ModeTAP && t.Underlay.Encap == encap.FramingVXLAN {
 		d.fail(key, "peer %q needs mac, or a single host in allowed_ips to ask for it", p.Name)
 	}
 }

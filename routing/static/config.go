@@ -35,10 +35,10 @@ type Tunnel struct {
 // Device is the overlay end of a tunnel.
 type Device struct {
 	Name      string         `yaml:"name" json:"name" default:"vxlane0, vxlane1, …" doc:"Name of the device: at most 15 characters. By default the first free number."`
-	Mode      Mode           `yaml:"mode" json:"mode" default:"tun" doc:"What the device carries: tun (IP packets) or tap (Ethernet frames; not in this version)."`
+	Mode      Mode           `yaml:"mode" json:"mode" default:"tun" doc:"What the device carries: tun (IP packets) or tap (Ethernet frames; the device can be a port of a bridge)."`
 	Addresses []netip.Prefix `yaml:"addresses" json:"addresses" default:"[]" doc:"Addresses of the device, with prefix length."`
 	MTU       int            `yaml:"mtu" json:"mtu" default:"underlay MTU - 50" doc:"Largest packet of the device, in bytes: 68-65535, 1280 or more with IPv6. The default leaves room for the outer headers: vxlan 50, over IPv6 70; flannel-udp 28, over IPv6 48."`
-	MAC       encap.MAC      `yaml:"mac" json:"mac" default:"from local and vni" doc:"MAC of this VTEP. The default is derived, so that it outlives restarts."`
+	MAC       encap.MAC      `yaml:"mac" json:"mac" default:"from local and vni" doc:"MAC of this VTEP, in tap mode the device's. The default is derived, so that it outlives restarts."`
 	Queues    int            `yaml:"queues" json:"queues" default:"0" doc:"Queues of the device, each with its own worker: 0-128; 0 means one per core."`
 }
 
@@ -80,18 +80,20 @@ type SourceCheck struct {
 type Peer struct {
 	Name       string    `yaml:"name" json:"name" default:"the endpoint" doc:"Name of the peer, unique in the tunnel; counters follow it over reloads."`
 	Endpoint   Endpoint  `yaml:"endpoint" json:"endpoint" default:"required" doc:"Underlay address of the peer, with or without a port; the port is the tunnel's unless given."`
-	MAC        encap.MAC `yaml:"mac" json:"mac" default:"asked for" doc:"MAC of the peer's VTEP. By default asked for by ARP or neighbour discovery of the first single host in allowed_ips."`
-	AllowedIPs []Prefix  `yaml:"allowed_ips" json:"allowed_ips" default:"required" doc:"Addresses behind the peer: packets to them go to it, and only packets from them are accepted from it. The longest prefix wins."`
+	MAC        encap.MAC `yaml:"mac" json:"mac" default:"asked for" doc:"MAC of the peer's VTEP. By default asked for by ARP or neighbour discovery of the first single host in allowed_ips. In tap mode a static forwarding entry, and optional."`
+	AllowedIPs []Prefix  `yaml:"allowed_ips" json:"allowed_ips" default:"required in tun mode" doc:"Addresses behind the peer: packets to them go to it, and only packets from them are accepted from it. The longest prefix wins. In tap mode optional: frames go by their MAC, and IP packets from other addresses are not accepted from the peer."`
 }
 
 // FDB configures the forwarding database of tap mode. It has no effect in tun mode.
 type FDB struct {
-	Learning bool     `yaml:"learning" json:"learning" default:"false" doc:"Tap mode only: learn MACs from received frames."`
-	Ageing   Duration `yaml:"ageing" json:"ageing" default:"300s" doc:"Tap mode only: how long a learned MAC stays without traffic."`
-	Limit    int      `yaml:"limit" json:"limit" default:"4096" doc:"Tap mode only: how many learned MACs there may be."`
-	Flood    Flood    `yaml:"flood" json:"flood" default:"all" doc:"Tap mode only: who gets broadcast, unknown and multicast frames: all, none, or a list of peer names."`
-	Group    string   `yaml:"group" json:"group" default:"\"\"" doc:"Tap mode only: underlay multicast group for such frames."`
-	Suppress bool     `yaml:"suppress" json:"suppress" default:"false" doc:"Tap mode only: answer ARP and neighbour discovery here where the answer is known."`
+	Learning  bool     `yaml:"learning" json:"learning" default:"false" doc:"Tap mode only: learn MACs from received frames."`
+	Ageing    Duration `yaml:"ageing" json:"ageing" default:"300s" doc:"Tap mode only: how long a learned MAC stays without traffic."`
+	Limit     int      `yaml:"limit" json:"limit" default:"4096" doc:"Tap mode only: how many learned MACs there may be."`
+	PeerLimit int      `yaml:"peer_limit" json:"peer_limit" default:"1024" doc:"Tap mode only: how many learned MACs there may be behind one peer."`
+	VLANs     bool     `yaml:"vlans" json:"vlans" default:"false" doc:"Tap mode only: look MACs up by VLAN, too; a MAC may then be behind one peer in one VLAN and behind another in the next."`
+	Flood     Flood    `yaml:"flood" json:"flood" default:"all" doc:"Tap mode only: who gets broadcast, unknown and multicast frames: all, none, or a list of peer names."`
+	Group     string   `yaml:"group" json:"group" default:"\"\"" doc:"Tap mode only: underlay multicast group for such frames; not in this version."`
+	Suppress  bool     `yaml:"suppress" json:"suppress" default:"false" doc:"Tap mode only: answer ARP and neighbour discovery here where the answer is known; not in this version."`
 }
 
 // Metrics configures the Prometheus endpoint.
@@ -117,7 +119,7 @@ func (s *SourcePorts) setDefaults() { *s = SourcePorts{Range: PortRange{32768, 6
 func (s *SourceCheck) setDefaults() { *s = SourceCheck{Outer: CheckEnforce, Inner: CheckEnforce} }
 
 func (f *FDB) setDefaults() {
-	*f = FDB{Ageing: Duration(300 * time.Second), Limit: 4096, Flood: Flood{All: true}}
+	*f = FDB{Ageing: Duration(300 * time.Second), Limit: 4096, PeerLimit: 1024, Flood: Flood{All: true}}
 }
 
 func (m *Metrics) setDefaults() { m.MaxPeers = 1000 }

@@ -36,7 +36,7 @@ func TestDesignExample(t *testing.T) {
 		}},
 		Routes: true,
 		Tier:   TierAuto,
-		FDB:    FDB{Ageing: Duration(300 * time.Second), Limit: 4096, Flood: Flood{All: true}},
+		FDB:    FDB{Ageing: Duration(300 * time.Second), Limit: 4096, PeerLimit: 1024, Flood: Flood{All: true}},
 	}
 	if !reflect.DeepEqual(c.Tunnels, []Tunnel{want}) {
 		t.Errorf("got  %+v\nwant %+v", c.Tunnels[0], want)
@@ -137,7 +137,7 @@ func TestMistakes(t *testing.T) {
 		"value for a list":          {tunnel("    peers: hb\n"), "tunnels[0].peers: want a list, got a single value"},
 		"name too long":             {tunnel("    device: {name: abcdefghijklmnop}\n"), "want at most 15 characters"},
 		"name with slash":           {tunnel("    device: {name: a/b}\n"), "want a device name"},
-		"tap":                       {tunnel("    device: {mode: tap}\n"), "tap is not available in this version"},
+		"tap":                       {"version: 1\ntunnels:\n  - device: {mode: tap}\n    underlay: {local: 172.30.0.1, encap: flannel-udp}\n", "flannel-udp carries IPv4 packets, not frames"},
 		"tunnel-gso for flannel":    {strings.Replace(minimal, "}", ", encap: flannel-udp}", 1) + "    tier: tunnel-gso\n", "use auto with encap: flannel-udp"},
 		"tier":                      {tunnel("    tier: fast\n"), "want auto, tunnel-gso, udp-gso or portable"},
 		"address twice":             {tunnel("    device: {addresses: [10.0.0.1/24, 10.0.0.1/24]}\n"), "addresses[1]: 10.0.0.1/24: given twice"},

@@ -49,6 +49,23 @@ func NoArgs(cmd *cobra.Command, args []string) error {
 	return Usagef("unexpected argument %q; see %s --help", args[0], cmd.CommandPath())
 }
 
+// ExactArgs refuses any other number of arguments with an error that counts as usage; what names them.
+func ExactArgs(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return Usagef("want %s; see %s --help", what, cmd.CommandPath())
+		}
+		return nil
+	}
+}
+
+// PrintLine writes v in one line.
+func PrintLine(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
 // Prepare makes root, and what is below it, tell wrong flags as errors of usage, and leave the printing of errors to
 // its caller.
 func Prepare(root *cobra.Command) {

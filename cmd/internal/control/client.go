@@ -13,6 +13,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/vxlane/vxlane/tunnel"
 )
 
 // Client speaks to one tunnel.
@@ -64,6 +66,49 @@ func (c *Client) Trace(ctx context.Context, req TraceRequest) (t Trace, err erro
 // Reload has the configuration file read again.
 func (c *Client) Reload(ctx context.Context) (ch Change, err error) {
 	return ch, c.do(ctx, http.MethodPost, "/v1/reload", nil, &ch)
+}
+
+// FDB asks for the forwarding database.
+func (c *Client) FDB(ctx context.Context) (f FDB, err error) {
+	return f, c.do(ctx, http.MethodGet, "/v1/fdb", nil, &f)
+}
+
+// ChangeFDB changes the forwarding database.
+func (c *Client) ChangeFDB(ctx context.Context, req FDBRequest) (ch FDBChange, err error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return ch, err
+	}
+	return ch, c.do(ctx, http.MethodPost, "/v1/fdb", bytes.NewReader(body), &ch)
+}
+
+// WatchFDB calls f with each change of the forwarding database until ctx ends or the tunnel does.
+func (c *Client) WatchFDB(ctx context.Context, f func(tunnel.FDBEvent) error) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vxlane/v1/fdb/events", nil)
+	if err != nil {
+		return err
+	}
+	endless := http.Client{Transport: c.http.Transport}
+	resp, err := endless.Do(req)
+	if err != nil {
+		return c.explain(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return refusal(resp)
+	}
+	for dec := json.NewDecoder(resp.Body); ; {
+		var e tunnel.FDBEvent
+		switch err := dec.Decode(&e); {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return fmt.Errorf("the tunnel ended: %w", err)
+		}
+		if err := f(e); err != nil {
+			return err
+		}
+	}
 }
 
 func (c *Client) do(ctx context.Context, method, path string, body io.Reader, out any) error {

@@ -16,6 +16,9 @@ const (
 	SchemaStats  = "vxlane/stats/v1"
 	SchemaTrace  = "vxlane/trace/v1"
 	SchemaReload = "vxlane/reload/v1"
+	SchemaFDB    = "vxlane/fdb/v1"
+	SchemaEvent  = "vxlane/fdb-event/v1"
+	SchemaEdit   = "vxlane/fdb-change/v1"
 )
 
 // Status is what a tunnel is and how it is.
@@ -98,6 +101,36 @@ type Stats struct {
 	DeviceErrors   map[string]uint64 `json:"tun_errors"`         // by errno
 	ReceiveErrors  map[string]uint64 `json:"udp_receive_errors"` // by errno
 	OuterDrops     map[string]uint64 `json:"outer_drops"`        // tunnel-gso: by what the host's routes said
+}
+
+// FDB is the forwarding database of a tunnel in Ethernet mode.
+type FDB struct {
+	Schema  string            `json:"schema"`
+	Device  string            `json:"device"`
+	Entries []tunnel.FDBEntry `json:"entries"`
+	Stats   tunnel.FDBStats   `json:"stats"`
+}
+
+// FDBEvent is one change of it.
+type FDBEvent struct {
+	Schema string `json:"schema"`
+	Device string `json:"device"`
+	tunnel.FDBEvent
+}
+
+// FDBRequest changes it.
+type FDBRequest struct {
+	Op   string `json:"op"`             // add, del or flush
+	MAC  string `json:"mac,omitempty"`  // add and del: the station
+	VLAN uint16 `json:"vlan,omitempty"` // add and del: its VLAN
+	Peer string `json:"peer,omitempty"` // add: the peer that it is behind; flush: entries of this peer alone
+	All  bool   `json:"all,omitempty"`  // flush: static entries, too
+}
+
+// FDBChange says what a request changed.
+type FDBChange struct {
+	Schema string `json:"schema"`
+	Count  int    `json:"count"` // of entries
 }
 
 // TraceRequest asks what would happen to a packet.

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/vxlane/vxlane/tunnel"
 )
 
 // Handler is a tunnel as commands see it. Errors that are *UsageError are the caller's fault.
@@ -20,6 +22,10 @@ type Handler interface {
 	// Apply replaces the set of peers with the document in data; origin names it in errors.
 	Apply(origin string, data []byte) (Change, error)
 	Reload(context.Context) (Change, error)
+	// FDB, ChangeFDB and WatchFDB are about the forwarding database of a tunnel in Ethernet mode.
+	FDB() (FDB, error)
+	ChangeFDB(FDBRequest) (FDBChange, error)
+	WatchFDB(context.Context) (<-chan tunnel.FDBEvent, error)
 }
 
 // UsageError is a request that cannot be right.
@@ -75,7 +81,39 @@ func routes(h Handler) http.Handler {
 		change, err := h.Reload(r.Context())
 		answer(w, change, err)
 	})
+	mux.HandleFunc("GET /v1/fdb", func(w http.ResponseWriter, _ *http.Request) {
+		result, err := h.FDB()
+		answer(w, result, err)
+	})
+	mux.HandleFunc("POST /v1/fdb", func(w http.ResponseWriter, r *http.Request) {
+		var req FDBRequest
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&req); err != nil {
+			answer(w, nil, &UsageError{err})
+			return
+		}
+		result, err := h.ChangeFDB(req)
+		answer(w, result, err)
+	})
+	mux.HandleFunc("GET /v1/fdb/events", func(w http.ResponseWriter, r *http.Request) { sendEvents(w, r, h) })
 	return mux
+}
+
+// sendEvents sends what changes in the forwarding database, a line each, until the client goes.
+func sendEvents(w http.ResponseWriter, r *http.Request, h Handler) {
+	events, err := h.WatchFDB(r.Context())
+	if err != nil {
+		answer(w, nil, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	out := http.NewResponseController(w)
+	_ = out.Flush()
+	enc := json.NewEncoder(w)
+	for e := range events {
+		if enc.Encode(e) != nil || out.Flush() != nil {
+			return
+		}
+	}
 }
 
 func answer(w http.ResponseWriter, body any, err error) {

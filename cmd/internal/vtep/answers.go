@@ -1,12 +1,14 @@
 package vtep
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
 
 	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
+	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/tunnel"
 )
 
@@ -77,6 +79,60 @@ func (v *VTEP) Stats() control.Stats {
 		Schema: control.SchemaStats, Device: v.Config.Device.Name, Stats: v.Tunnel.Stats(),
 		Syscalls: c.Syscalls, QueueOverflows: c.QueueOverflows, DeviceErrors: c.DeviceErrors, ReceiveErrors: c.ReceiveErrors, OuterDrops: c.OuterDrops,
 	}
+}
+
+// FDB returns the forwarding database.
+func (v *VTEP) FDB() (control.FDB, error) {
+	entries, stats, err := v.Tunnel.FDB()
+	if err != nil {
+		return control.FDB{}, &control.UsageError{Err: err}
+	}
+	return control.FDB{Schema: control.SchemaFDB, Device: v.Config.Device.Name, Entries: entries, Stats: stats}, nil
+}
+
+// ChangeFDB changes the forwarding database as asked.
+func (v *VTEP) ChangeFDB(req control.FDBRequest) (control.FDBChange, error) {
+	n, err := v.changeFDB(req)
+	if err != nil {
+		return control.FDBChange{}, &control.UsageError{Err: err}
+	}
+	return control.FDBChange{Schema: control.SchemaEdit, Count: n}, nil
+}
+
+func (v *VTEP) changeFDB(req control.FDBRequest) (int, error) {
+	if req.Op == "flush" {
+		return v.Tunnel.DeleteFDB(func(_ tunnel.FDBKey, e tunnel.FDBEntry) bool {
+			return (req.All || e.Kind == tunnel.FDBLearned) && (req.Peer == "" || req.Peer == e.Peer)
+		})
+	}
+	mac, err := encap.ParseMAC(req.MAC)
+	if err != nil {
+		return 0, err
+	}
+	key := tunnel.FDBKey{MAC: mac, VLAN: req.VLAN}
+	if req.VLAN > 0 && (!v.Config.FDB.VLANs || req.VLAN > 4094) {
+		return 0, fmt.Errorf("vlan %d: want 1-4094, and fdb.vlans: true in the configuration", req.VLAN)
+	}
+	switch req.Op {
+	case "add":
+		return 1, v.Tunnel.AddFDB(key, req.Peer)
+	case "del":
+		n, err := v.Tunnel.DeleteFDB(func(k tunnel.FDBKey, _ tunnel.FDBEntry) bool { return k == key })
+		if err == nil && n == 0 {
+			err = fmt.Errorf("mac %s: there is no static or learned entry; see vxlane fdb show", mac)
+		}
+		return n, err
+	}
+	return 0, fmt.Errorf("operation %q: want add, del or flush", req.Op)
+}
+
+// WatchFDB sends changes of the forwarding database.
+func (v *VTEP) WatchFDB(ctx context.Context) (<-chan tunnel.FDBEvent, error) {
+	events, err := v.Tunnel.WatchFDB(ctx)
+	if err != nil {
+		return nil, &control.UsageError{Err: err}
+	}
+	return events, nil
 }
 
 // Trace says what would become of a packet.

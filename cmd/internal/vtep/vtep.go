@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing"
@@ -86,7 +87,7 @@ func (v *VTEP) completeFromHost(key string) error {
 	if err != nil {
 		return &ConfigError{fmt.Errorf("%s.underlay.%w", key, err)}
 	}
-	overhead := encap.Overhead(codec, u.Local.Is6())
+	overhead := encap.Overhead(codec, u.Local.Is6()) // a frame's own header is a part of the IP codec's, and no part of a TAP device's MTU
 	room := min(v.UnderlayMTU, maxDatagram) - overhead
 	lowest := 68
 	if slices.ContainsFunc(d.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() }) {
@@ -112,7 +113,7 @@ func (v *VTEP) open() error {
 	u, d := &v.Config.Underlay, &v.Config.Device
 	var err error
 	offloads := v.Config.Tier != static.TierPortable
-	if v.device, err = tunnel.OpenTUN(tunnel.TUNConfig{Name: d.Name, Queues: d.Queues, Offloads: offloads, Keep: v.options.Keep, Log: v.log}); err != nil {
+	if v.device, err = tunnel.OpenTUN(tunnel.TUNConfig{Name: d.Name, Queues: d.Queues, Ethernet: d.Mode == static.ModeTAP, Offloads: offloads, Keep: v.options.Keep, Log: v.log}); err != nil {
 		return explainDevice(err)
 	}
 	d.Name = v.device.Name()
@@ -127,6 +128,7 @@ func (v *VTEP) open() error {
 		Framing: u.Encap, VNI: encap.VNI(u.VNI), ReservedBits: u.ReservedBits.Bits(), MAC: d.MAC,
 		Local: u.Local, Port: u.Port, MTU: d.MTU,
 		TTLInherit: u.TTL.Inherit, TOSInherit: u.TOS.Inherit, TOS: u.TOS.Value,
+		Bridge: d.Mode == static.ModeTAP, FDB: v.fdbConfig(), VLANs: v.Config.FDB.VLANs,
 		OuterCheck: checks[u.SourceCheck.Outer], InnerCheck: checks[u.SourceCheck.Inner],
 		Workers: workers(), Scheduler: tunnel.KernelScheduler,
 		Log: v.log,
@@ -138,10 +140,23 @@ func (v *VTEP) open() error {
 		return err
 	}
 	v.link.Replace = v.options.Keep
+	if d.Mode == static.ModeTAP {
+		if err := v.link.SetMAC(d.MAC); err != nil {
+			return err
+		}
+	}
 	if v.options.Direct != nil {
 		v.direct, err = adoptDirect(v.options.DirectWithin)
 	}
 	return err
+}
+
+func (v *VTEP) fdbConfig() tunnel.FDBConfig {
+	f := &v.Config.FDB
+	return tunnel.FDBConfig{
+		Learning: f.Learning, Ageing: time.Duration(f.Ageing), Limit: f.Limit, PeerLimit: f.PeerLimit,
+		Flood: f.Flood.Names, NoFlood: !f.Flood.All && len(f.Flood.Names) == 0, Suppress: f.Suppress,
+	}
 }
 
 // checks are the ways to check sources, by their words in the configuration.

@@ -1,0 +1,386 @@
+package tunnel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/routing"
+)
+
+// FDBConfig is how a tunnel's forwarding database behaves.
+type FDBConfig struct {
+	Learning  bool
+	Ageing    time.Duration // of learned entries that are not heard of
+	Limit     int           // learned entries
+	PeerLimit int           // learned entries of one peer
+	Flood     []string      // names of the peers that get what is for all, or for nobody known; nil is all
+	NoFlood   bool          // nobody gets it
+	Suppress  bool          // ARP and neighbour discovery are answered here, where the answer is known
+}
+
+// FDBKey is what a frame is looked up by: a station, in a VLAN (0 is none).
+type FDBKey struct {
+	MAC  encap.MAC
+	VLAN uint16
+}
+
+// FDBKind is where an entry comes from.
+type FDBKind string
+
+// The kinds of entry.
+const (
+	FDBPeer    FDBKind = "peer"    // the peer's own MAC, as configured
+	FDBStatic  FDBKind = "static"  // added by hand
+	FDBLearned FDBKind = "learned" // from a frame that came from the peer
+)
+
+// fdb is a tunnel's forwarding database in Ethernet mode: which peer a station is behind. Readers load it once per batch and take
+// no lock; learning hands what it saw to one goroutine, and never waits.
+type fdb struct {
+	cfg     FDBConfig
+	log     *slog.Logger
+	now     func() time.Time
+	current atomic.Pointer[fdbView]
+	seen    chan sighting
+
+	mu       sync.Mutex // held by writers
+	peers    *routing.Snapshot
+	moves    bucket
+	watchers map[chan FDBEvent]struct{}
+
+	moved, full, restless, missed atomic.Uint64
+}
+
+// fdbView is an immutable state of it, but for the time that each entry was last heard of.
+type fdbView struct {
+	entries map[FDBKey]*fdbEntry
+	flood   []*routing.Peer
+}
+
+type fdbEntry struct {
+	peer  *routing.Peer
+	kind  FDBKind
+	heard atomic.Int64 // seconds since 1970
+}
+
+// sighting is a frame's source that the database does not have so.
+type sighting struct {
+	key  FDBKey
+	peer *routing.Peer
+}
+
+const (
+	sightings      = 1024 // that wait to be learned; more are seen again
+	learnBatch     = 5 * time.Millisecond
+	movesPerSecond = 100
+	// copiesPerSecond is how many further copies of frames flooding sends, for each queue: a storm in the overlay is not to be one
+	// for each peer on the underlay.
+	copiesPerSecond = 50_000
+)
+
+func newFDB(cfg FDBConfig, log *slog.Logger) *fdb {
+	f := &fdb{cfg: cfg, log: log, now: time.Now, seen: make(chan sighting, sightings), peers: new(routing.Snapshot), watchers: make(map[chan FDBEvent]struct{})}
+	f.current.Store(&fdbView{})
+	return f
+}
+
+// lookup returns the peer that a station is behind, nil when that is not known.
+func (v *fdbView) lookup(key FDBKey) *routing.Peer {
+	if e := v.entries[key]; e != nil {
+		return e.peer
+	}
+	return nil
+}
+
+// observe notes that a frame of a station came from a peer. It never blocks; what does not fit is seen again with the next frame.
+func (f *fdb) observe(view View, key FDBKey, peer *routing.Peer, now int64) {
+	if !f.cfg.Learning || peer == nil || view.Peers.LookupMAC(key.MAC) != nil {
+		return
+	}
+	if e := view.Stations.entries[key]; e != nil && (e.kind != FDBLearned || e.peer.State() == peer.State()) {
+		if e.heard.Load() != now {
+			e.heard.Store(now)
+		}
+		return
+	}
+	select {
+	case f.seen <- sighting{key, peer}:
+	default:
+		f.missed.Add(1)
+	}
+}
+
+// run learns and ages until ctx ends.
+func (f *fdb) run(ctx context.Context) {
+	if !f.cfg.Learning {
+		return
+	}
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-f.seen:
+			f.learn(s)
+		case <-ticker.C:
+			f.age()
+		}
+	}
+}
+
+// learn takes in a sighting and those that come right after it: one copy of the table for all.
+func (f *fdb) learn(first sighting) {
+	time.Sleep(learnBatch)
+	f.change(func(entries map[FDBKey]*fdbEntry) {
+		learned := make(map[*routing.State]int) // entries by peer; nil is all of them
+		for _, e := range entries {
+			if e.kind == FDBLearned {
+				learned[nil]++
+				learned[e.peer.State()]++
+			}
+		}
+		f.learnOne(entries, learned, first)
+		for range cap(f.seen) {
+			select {
+			case s := <-f.seen:
+				f.learnOne(entries, learned, s)
+			default:
+				return
+			}
+		}
+	})
+}
+
+func (f *fdb) learnOne(entries map[FDBKey]*fdbEntry, learned map[*routing.State]int, s sighting) {
+	peer := f.peers.LookupName(s.peer.Name)
+	if peer == nil || peer.State() != s.peer.State() || f.peers.LookupMAC(s.key.MAC) != nil {
+		return // it left meanwhile
+	}
+	e := entries[s.key]
+	switch {
+	case (e == nil && learned[nil] >= f.cfg.Limit) || (e == nil || e.peer.State() != peer.State()) && learned[peer.State()] >= f.cfg.PeerLimit:
+		f.full.Add(1)
+		return
+	case e == nil:
+		learned[nil]++
+		learned[peer.State()]++
+		f.tell(FDBEvent{Op: "new", Entry: describeEntry(s.key, peer, FDBLearned)})
+	case e.kind != FDBLearned || e.peer.State() == peer.State():
+		return
+	case !f.moves.take(f.now(), movesPerSecond, movesPerSecond):
+		f.restless.Add(1)
+		return
+	default:
+		f.moved.Add(1)
+		learned[e.peer.State()]--
+		learned[peer.State()]++
+		f.tell(FDBEvent{Op: "move", Entry: describeEntry(s.key, peer, FDBLearned), From: e.peer.Name})
+	}
+	e = &fdbEntry{peer: peer, kind: FDBLearned}
+	e.heard.Store(f.now().Unix())
+	entries[s.key] = e
+}
+
+// age forgets learned entries that were not heard of for long.
+func (f *fdb) age() {
+	oldest := f.now().Add(-f.cfg.Ageing).Unix()
+	old := func(e *fdbEntry) bool { return e.kind == FDBLearned && e.heard.Load() < oldest }
+	if !slices.ContainsFunc(slices.Collect(maps.Values(f.current.Load().entries)), old) {
+		return
+	}
+	f.change(func(entries map[FDBKey]*fdbEntry) {
+		for key, e := range entries {
+			if old(e) {
+				f.tell(FDBEvent{Op: "age", Entry: describeEntry(key, e.peer, e.kind)})
+				delete(entries, key)
+			}
+		}
+	})
+}
+
+// change puts a changed copy of the table in force.
+func (f *fdb) change(edit func(entries map[FDBKey]*fdbEntry)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.current.Load()
+	next := &fdbView{entries: maps.Clone(now.entries), flood: now.flood}
+	if next.entries == nil {
+		next.entries = make(map[FDBKey]*fdbEntry)
+	}
+	edit(next.entries)
+	f.current.Store(next)
+}
+
+// follow brings the database in line with a new set of peers: entries of those that left are gone, the others lead to the peers as
+// they are now.
+func (f *fdb) follow(peers *routing.Snapshot) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.peers = peers
+	next := &fdbView{entries: make(map[FDBKey]*fdbEntry), flood: f.floodTo(peers)}
+	for key, e := range f.current.Load().entries {
+		p := peers.LookupName(e.peer.Name)
+		if p == nil || p.State() != e.peer.State() {
+			f.tell(FDBEvent{Op: "del", Entry: describeEntry(key, e.peer, e.kind)})
+			continue
+		}
+		moved := &fdbEntry{peer: p, kind: e.kind}
+		moved.heard.Store(e.heard.Load())
+		next.entries[key] = moved
+	}
+	f.current.Store(next)
+}
+
+// floodTo returns the peers that get what is for all.
+func (f *fdb) floodTo(peers *routing.Snapshot) (to []*routing.Peer) {
+	if f.cfg.NoFlood {
+		return nil
+	}
+	for _, p := range peers.Peers() {
+		if f.cfg.Flood == nil || slices.Contains(f.cfg.Flood, p.Name) {
+			to = append(to, p)
+		}
+	}
+	return to
+}
+
+// FDBEntry is one entry as it is shown.
+type FDBEntry struct {
+	MAC      string     `json:"mac"`
+	VLAN     uint16     `json:"vlan,omitempty"`
+	Peer     string     `json:"peer"`
+	Endpoint string     `json:"endpoint"`
+	Kind     FDBKind    `json:"kind"`
+	Heard    *time.Time `json:"heard,omitempty"` // learned entries: the last frame
+}
+
+// FDBEvent is a change: new, move, age, add or del.
+type FDBEvent struct {
+	Op    string   `json:"op"`
+	Entry FDBEntry `json:"entry"`
+	From  string   `json:"from,omitempty"` // move: the peer that it was behind
+}
+
+// FDBStats is what the database counted.
+type FDBStats struct {
+	Moves    uint64 `json:"moves"`
+	Full     uint64 `json:"refused_limit"` // stations that were not learned: a limit is reached
+	Restless uint64 `json:"refused_moves"` // moves that were not followed: there were too many
+	Missed   uint64 `json:"missed"`        // sightings that came faster than they are learned
+}
+
+func describeEntry(key FDBKey, p *routing.Peer, kind FDBKind) FDBEntry {
+	return FDBEntry{MAC: key.MAC.String(), VLAN: key.VLAN, Peer: p.Name, Endpoint: p.Endpoint.String(), Kind: kind}
+}
+
+// errNoFDB says that a tunnel forwards by address.
+var errNoFDB = errors.New("this tunnel carries IP packets and has no forwarding database: see vxlane peer list")
+
+// FDB returns every entry, by MAC and VLAN, and the counters.
+func (t *Tunnel) FDB() ([]FDBEntry, FDBStats, error) {
+	f := t.fdb
+	if f == nil {
+		return nil, FDBStats{}, errNoFDB
+	}
+	all := []FDBEntry{}
+	for _, p := range t.table.Load().Peers() {
+		if !p.MAC.IsZero() {
+			all = append(all, describeEntry(FDBKey{MAC: p.MAC}, p, FDBPeer))
+		}
+	}
+	for key, e := range f.current.Load().entries {
+		entry := describeEntry(key, e.peer, e.kind)
+		if e.kind == FDBLearned {
+			heard := time.Unix(e.heard.Load(), 0)
+			entry.Heard = &heard
+		}
+		all = append(all, entry)
+	}
+	slices.SortFunc(all, func(a, b FDBEntry) int { return cmp.Or(cmp.Compare(a.MAC, b.MAC), cmp.Compare(a.VLAN, b.VLAN)) })
+	return all, FDBStats{f.moved.Load(), f.full.Load(), f.restless.Load(), f.missed.Load()}, nil
+}
+
+// AddFDB adds a static entry, or makes a learned one static. Learning never moves it.
+func (t *Tunnel) AddFDB(key FDBKey, peer string) error {
+	f := t.fdb
+	if f == nil {
+		return errNoFDB
+	}
+	if !key.MAC.IsUnicast() {
+		return fmt.Errorf("mac %s: want the address of one station", key.MAC)
+	}
+	if owner := t.table.Load().LookupMAC(key.MAC); owner != nil {
+		return fmt.Errorf("mac %s is that of peer %s itself, as configured", key.MAC, owner.Name)
+	}
+	var err error
+	f.change(func(entries map[FDBKey]*fdbEntry) {
+		p := f.peers.LookupName(peer)
+		if p == nil {
+			err = fmt.Errorf("peer %q: there is none of that name; see vxlane peer list", peer)
+			return
+		}
+		entries[key] = &fdbEntry{peer: p, kind: FDBStatic}
+		f.tell(FDBEvent{Op: "add", Entry: describeEntry(key, p, FDBStatic)})
+	})
+	return err
+}
+
+// DeleteFDB removes the entries that match: those with the key, those of the peer, those that were learned. It returns how many
+// there were.
+func (t *Tunnel) DeleteFDB(match func(FDBKey, FDBEntry) bool) (n int, err error) {
+	f := t.fdb
+	if f == nil {
+		return 0, errNoFDB
+	}
+	f.change(func(entries map[FDBKey]*fdbEntry) {
+		for key, e := range entries {
+			entry := describeEntry(key, e.peer, e.kind)
+			if match(key, entry) {
+				delete(entries, key)
+				f.tell(FDBEvent{Op: "del", Entry: entry})
+				n++
+			}
+		}
+	})
+	return n, nil
+}
+
+// WatchFDB sends changes until ctx ends; a watcher that is too slow misses some.
+func (t *Tunnel) WatchFDB(ctx context.Context) (<-chan FDBEvent, error) {
+	f := t.fdb
+	if f == nil {
+		return nil, errNoFDB
+	}
+	const behind = 256
+	ch := make(chan FDBEvent, behind)
+	f.mu.Lock()
+	f.watchers[ch] = struct{}{}
+	f.mu.Unlock()
+	context.AfterFunc(ctx, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.watchers, ch)
+		close(ch)
+	})
+	return ch, nil
+}
+
+// tell sends an event to those who watch; the caller holds mu.
+func (f *fdb) tell(e FDBEvent) {
+	for ch := range f.watchers {
+		select {
+		case ch <- e:
+		default:
+		}
+	}
+}
