@@ -32,6 +32,12 @@ func TestOracleVXLANHeaders(t *testing.T) {
 		} else if reserved != 0 {
 			strictWant = VXLANInvalidHdr
 		}
+		switch { // headers that say GBP or GPE, and nothing else
+		case b[0] == 0x88 && b[1]&^0x48 == 0 && b[1]|b[2]|b[3] != 0:
+			strictWant = ExtensionNotEnabled
+		case b[0]&^3 == 0x0c && b[1]|b[2] == 0 && b[3] != 0:
+			strictWant, lenientWant = ExtensionNotEnabled, ExtensionNotEnabled
+		}
 		strictVNI, strict := DecodeVXLAN(b, StrictBits)
 		lenientVNI, lenient := DecodeVXLAN(b, IgnoreBits)
 		if strict != strictWant || lenient != lenientWant {
@@ -46,7 +52,9 @@ func TestOracleVXLANHeaders(t *testing.T) {
 // randomHeader makes headers of which a good part is valid.
 func randomHeader(rng *rand.Rand, b []byte) {
 	binary.BigEndian.PutUint64(b, rng.Uint64())
-	switch rng.UintN(4) {
+	switch rng.UintN(5) {
+	case 2:
+		b[0], b[1] = 0x88|byte(rng.UintN(2))<<2, b[1]&0x48
 	case 0:
 		PutVXLAN(b, VNI(rng.Uint32()&vniMax))
 	case 1:
@@ -173,7 +181,9 @@ func (g *frameMaker) next() (frame []byte, right bool) {
 		b = append(b, 0) // padding
 	}
 	g.buf = b
-	switch rng.UintN(4) {
+	switch rng.UintN(5) {
+	case 2:
+		b[0], b[1] = 0x88|byte(rng.UintN(2))<<2, b[1]&0x48
 	case 0:
 		return b[:rng.UintN(uint(len(b)))], false
 	case 1:

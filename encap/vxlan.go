@@ -21,7 +21,14 @@ const (
 	VXLANPort = 8472
 
 	vxlanFlagVNI = 0x08000000 // the I flag: the VNI is valid
-	vniMax       = 1<<24 - 1
+	// Group based policy (draft-smith-vxlan-group-policy): the G flag, and behind it D, A and the group policy ID.
+	vxlanFlagGBP  = 0x80000000
+	vxlanFieldGBP = 0x0048ffff
+	// Generic protocol extension (draft-ietf-nvo3-vxlan-gpe): the P flag, the next protocol, and the B and O flags.
+	vxlanFlagGPE   = 0x04000000
+	vxlanFieldGPE  = 0x000000ff
+	vxlanFlagsBOAM = 0x03000000
+	vniMax         = 1<<24 - 1
 )
 
 // VNI is a VXLAN network identifier: 24 bits. NewVNI checks the range.
@@ -52,7 +59,10 @@ const (
 	IgnoreBits
 )
 
-// DecodeVXLAN reads the header at the start of datagram. The reason is PktTooSmall or VXLANInvalidHdr, or None.
+// DecodeVXLAN reads the header at the start of datagram. The reason is PktTooSmall, VXLANInvalidHdr, or ExtensionNotEnabled for a
+// header of GBP or GPE, or None. IgnoreBits takes one of GBP, behind which there is a frame as ever, but never one of GPE. A flag
+// of theirs alone, without what it speaks of, is a reserved bit like any other: no sender makes such (drivers/net/vxlan/vxlan_core.c,
+// vxlan_build_gbp_hdr).
 func DecodeVXLAN(datagram []byte, mode ReservedBits) (VNI, Reason) {
 	if len(datagram) < VXLANHeaderLen {
 		return 0, PktTooSmall
@@ -61,6 +71,11 @@ func DecodeVXLAN(datagram []byte, mode ReservedBits) (VNI, Reason) {
 	vni := binary.BigEndian.Uint32(datagram[4:])
 	if flags&vxlanFlagVNI == 0 {
 		return 0, VXLANInvalidHdr
+	}
+	gbp := flags&^vxlanFieldGBP == vxlanFlagVNI|vxlanFlagGBP && flags&vxlanFieldGBP != 0
+	gpe := flags&^(vxlanFieldGPE|vxlanFlagsBOAM) == vxlanFlagVNI|vxlanFlagGPE && flags&vxlanFieldGPE != 0
+	if gpe || gbp && mode == StrictBits {
+		return 0, ExtensionNotEnabled
 	}
 	if mode == StrictBits && (flags != vxlanFlagVNI || vni&0xff != 0) {
 		return 0, VXLANInvalidHdr

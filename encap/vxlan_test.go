@@ -65,6 +65,33 @@ func TestEveryReservedBit(t *testing.T) {
 	}
 }
 
+// Headers of GBP and GPE are told from reserved bits.
+func TestExtensions(t *testing.T) {
+	for name, c := range map[string]struct {
+		flags           uint32
+		strict, lenient Reason
+	}{
+		"GBP with a group":                {0x88000007, ExtensionNotEnabled, None},
+		"GBP, do not learn":               {0x88400000, ExtensionNotEnabled, None},
+		"GBP, policy applied":             {0x88080001, ExtensionNotEnabled, None},
+		"the G flag alone":                {0x88000000, VXLANInvalidHdr, None},
+		"GPE with IPv4":                   {0x0c000001, ExtensionNotEnabled, ExtensionNotEnabled},
+		"GPE with NSH, BUM":               {0x0e000004, ExtensionNotEnabled, ExtensionNotEnabled},
+		"the P flag alone":                {0x0c000000, VXLANInvalidHdr, None},
+		"a group without the G flag":      {0x08000007, VXLANInvalidHdr, None},
+		"GBP without a VNI":               {0x80000007, VXLANInvalidHdr, VXLANInvalidHdr},
+		"remote checksum offload (0x200)": {0x08200000, VXLANInvalidHdr, None},
+	} {
+		var b [8]byte
+		binary.BigEndian.PutUint32(b[:], c.flags)
+		_, strict := DecodeVXLAN(b[:], StrictBits)
+		_, lenient := DecodeVXLAN(b[:], IgnoreBits)
+		if strict != c.strict || lenient != c.lenient {
+			t.Errorf("%s: %s and %s, want %s and %s", name, strict, lenient, c.strict, c.lenient)
+		}
+	}
+}
+
 func TestDecodeVXLANNeedsIFlag(t *testing.T) {
 	for _, flags := range []byte{0, 0xf7, 0x80, 0x01} {
 		b := []byte{flags, 0, 0, 0, 0, 0, 1, 0}

@@ -110,6 +110,9 @@ func TestWrongDatagramsAreCounted(t *testing.T) {
 		t.Fatalf("%d reserved bits, want 39", len(reserved))
 	}
 	in.expect("each reserved bit", "vxlan_invalid_hdr", reserved...)
+	gbp, gpe := edit(0, 0x80), edit(0, 0x04)
+	gbp[3], gpe[3] = 7, 1
+	in.expect("GBP and GPE", "extension_not_enabled", gbp, gpe)
 	in.expect("no I flag", "vxlan_invalid_hdr", edit(0, 0x08))
 	in.expect("another VNI", "vxlan_vni_not_found", edit(4, 1), edit(5, 1), edit(6, 2))
 	in.expect("a spoofed inner source", "inner_source_not_allowed", vxlanDatagram(t, vtep, "10.99.0.77"), vxlanDatagram(t, vtep, "8.8.8.8"))

@@ -171,7 +171,7 @@ func TestBridgedMachines(t *testing.T) {
 		p.carries(vm[1], vm[0], tags)
 	}
 	must(t, vm[1].SetDown("eth0"))
-	d.awaitEntry(mac.String(), "") // it aged out
+	d.awaitEntry(mac.String(), "")                                                                  // it aged out
 	if s := d.stats(); s.Encap.Dropped != s.Encap.Reasons["no_tx_target"] || s.Decap.Dropped != 0 { // what the device sent before there was a peer
 		t.Errorf("dropped: %v, %v", s.Encap.Reasons, s.Decap.Reasons)
 	}

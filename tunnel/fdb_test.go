@@ -1,0 +1,297 @@
+package tunnel
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/routing"
+)
+
+// bridged is a tunnel in Ethernet mode between ends in memory, with peers hb (whose own MAC is known), hc and hd.
+func bridged(t *testing.T, cfg FDBConfig) *Tunnel {
+	t.Helper()
+	ends := &still{}
+	ends.receivers = []Receiver{ends}
+	tn, err := New(Config{
+		Framing: encap.FramingVXLAN, VNI: 1, MAC: encap.MAC{2, 5: 1}, Local: netip.MustParseAddr("172.30.0.1"), Port: 8472, MTU: 1450,
+		Bridge: true, FDB: cfg, OuterCheck: CheckEnforce, InnerCheck: CheckEnforce,
+	}, ends, ends)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tn.SetPeers(bridgePeers("hb", "hc", "hd")); err != nil {
+		t.Fatal(err)
+	}
+	return tn
+}
+
+func bridgePeers(names ...string) (peers []routing.Peer) {
+	for _, name := range names {
+		p := routing.Peer{Name: name, Endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 30, 0, name[1]}), 8472)}
+		if name == "hb" {
+			p.MAC = encap.MAC{2, 5: 'b'}
+		}
+		peers = append(peers, p)
+	}
+	return peers
+}
+
+func station(n byte) encap.MAC { return encap.MAC{6, 5: n} }
+
+// hear lets a frame of a station come from a peer.
+func hear(tn *Tunnel, n byte, peer string) {
+	p := tn.table.Load().LookupName(peer)
+	tn.fdb.observe(tn.view(), FDBKey{MAC: station(n)}, p, tn.fdb.now().Unix())
+	synctest.Wait()
+	time.Sleep(2 * learnBatch)
+	synctest.Wait()
+}
+
+// behind says which peer a station is behind.
+func behind(tn *Tunnel, n byte) string {
+	if p := tn.fdb.current.Load().lookup(FDBKey{MAC: station(n)}); p != nil {
+		return p.Name
+	}
+	return ""
+}
+
+func TestLearning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tn := bridged(t, FDBConfig{Learning: true, Ageing: 10 * time.Second, Limit: 4, PeerLimit: 3})
+		ctx, cancel := context.WithCancel(t.Context())
+		go tn.fdb.run(ctx)
+		defer func() { cancel(); synctest.Wait() }()
+		events, err := tn.WatchFDB(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := func(what, peer string, n byte) {
+			t.Helper()
+			if got := behind(tn, n); got != peer {
+				t.Errorf("%s: station %d is behind %q, want %q", what, n, got, peer)
+			}
+		}
+		hear(tn, 1, "hb")
+		want("learned", "hb", 1)
+		hear(tn, 1, "hc")
+		want("moved", "hc", 1)
+		if err := tn.AddFDB(FDBKey{MAC: station(2)}, "hb"); err != nil {
+			t.Fatal(err)
+		}
+		hear(tn, 2, "hc")
+		want("static", "hb", 2)
+		hear(tn, 3, "hc")
+		hear(tn, 4, "hc")
+		hear(tn, 5, "hc")
+		want("over the peer's limit", "", 5)
+		hear(tn, 5, "hd")
+		want("within the limit of all", "hd", 5)
+		hear(tn, 6, "hd")
+		want("over the limit of all", "", 6)
+		tn.fdb.observe(tn.view(), FDBKey{MAC: encap.MAC{2, 5: 'b'}}, tn.table.Load().LookupName("hc"), 0)
+		if _, stats, _ := tn.FDB(); stats.Moves != 1 || stats.Full != 2 || stats.Missed != 0 {
+			t.Errorf("stats %+v", stats)
+		}
+		time.Sleep(7 * time.Second)
+		hear(tn, 3, "hc") // heard again, and so it stays
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		want("heard of", "hc", 3)
+		want("aged", "", 1)
+		want("static does not age", "hb", 2)
+
+		if _, err := tn.SetPeers(bridgePeers("hb", "hd")); err != nil {
+			t.Fatal(err)
+		}
+		want("its peer left", "", 3)
+		if n, err := tn.DeleteFDB(func(FDBKey, FDBEntry) bool { return true }); err != nil || n != 1 {
+			t.Errorf("%d deleted, %v", n, err)
+		}
+		var ops []string
+		for len(events) > 0 {
+			ops = append(ops, (<-events).Op)
+		}
+		if got := strings.Join(ops, " "); got != "new move add new new new age age age del del" {
+			t.Errorf("events %s", got)
+		}
+	})
+}
+
+// Moves beyond what a station does are not followed.
+func TestRestlessStations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tn := bridged(t, FDBConfig{Learning: true, Ageing: time.Hour, Limit: 4, PeerLimit: 4})
+		ctx, cancel := context.WithCancel(t.Context())
+		go tn.fdb.run(ctx)
+		defer func() { cancel(); synctest.Wait() }()
+		for i := range 3 * movesPerSecond {
+			hear(tn, 1, []string{"hc", "hd"}[i%2])
+		}
+		_, stats, _ := tn.FDB()
+		// Each sighting takes 10 ms, in which one more move is allowed; the first hundred are.
+		if stats.Moves+stats.Restless != 3*movesPerSecond-1 || stats.Restless != 0 {
+			t.Errorf("stats %+v", stats)
+		}
+		for i := range 2 * movesPerSecond { // all at once
+			tn.fdb.seen <- sighting{FDBKey{MAC: station(1)}, tn.table.Load().LookupName([]string{"hc", "hd"}[i%2])}
+		}
+		time.Sleep(time.Second / 2)
+		synctest.Wait()
+		if _, stats, _ := tn.FDB(); stats.Restless < movesPerSecond/2 {
+			t.Errorf("after a burst: stats %+v", stats)
+		}
+	})
+}
+
+// Without learning, nothing is; what cannot be added is named.
+func TestStaticEntries(t *testing.T) {
+	tn := bridged(t, FDBConfig{Limit: 4, PeerLimit: 4})
+	tn.fdb.observe(tn.view(), FDBKey{MAC: station(1)}, tn.table.Load().LookupName("hb"), 0)
+	if len(tn.fdb.seen) != 0 {
+		t.Error("a station was noted")
+	}
+	for _, c := range []struct {
+		mac  encap.MAC
+		peer string
+		want string
+	}{
+		{station(1), "hx", `peer "hx": there is none`},
+		{encap.MAC{1}, "hb", "want the address of one station"},
+		{encap.MAC{}, "hb", "want the address of one station"},
+		{encap.MAC{2, 5: 'b'}, "hc", "that of peer hb itself"},
+	} {
+		if err := tn.AddFDB(FDBKey{MAC: c.mac}, c.peer); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s to %s: %v, want %s", c.mac, c.peer, err, c.want)
+		}
+	}
+}
+
+// frameTo is a frame from the device's side to a station.
+func frameTo(dst encap.MAC) []byte {
+	f := make([]byte, 60)
+	copy(f, dst[:])
+	copy(f[6:], []byte{6, 0, 0, 0, 0, 9})
+	f[12], f[13] = 0x08, 0x06
+	return f
+}
+
+// Frames go by the peer's own MAC, by what is known, and to those who get what is for all; the books count one of the copies.
+func TestFrameVerdicts(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		cfg    FDBConfig
+		dst    encap.MAC
+		peer   string
+		flood  int
+		reason encap.Reason
+	}{
+		{"the peer's own", FDBConfig{}, encap.MAC{2, 5: 'b'}, "hb", 0, encap.None},
+		{"known", FDBConfig{}, station(1), "hc", 0, encap.None},
+		{"unknown", FDBConfig{}, station(2), "", 3, encap.None},
+		{"broadcast", FDBConfig{}, encap.Broadcast, "", 3, encap.None},
+		{"multicast", FDBConfig{}, encap.MAC{1, 0, 0x5e, 5: 1}, "", 3, encap.None},
+		{"broadcast to some", FDBConfig{Flood: []string{"hb", "hd"}}, encap.Broadcast, "", 2, encap.None},
+		{"broadcast to nobody", FDBConfig{NoFlood: true}, encap.Broadcast, "", 0, encap.NoTXTarget},
+		{"unknown to nobody", FDBConfig{NoFlood: true}, station(2), "", 0, encap.NoTXTarget},
+	} {
+		tn := bridged(t, c.cfg)
+		if err := tn.AddFDB(FDBKey{MAC: station(1)}, "hc"); err != nil {
+			t.Fatal(err)
+		}
+		var h encap.Headers
+		v := DecideTransmit(&tn.rules, tn.view(), frameTo(c.dst), &h)
+		name := ""
+		if v.Peer != nil {
+			name = v.Peer.Name
+		}
+		if name != c.peer || v.Flood != (c.flood > 0) || v.Reason != c.reason {
+			t.Errorf("%s: %+v to %q", c.name, v, name)
+		}
+		batch := NewBatch()
+		copy(batch.Space()[Headroom:], frameTo(c.dst))
+		batch.Add(len(frameTo(c.dst)), encap.Offload{})
+		tn.lanes[0].transmit.step(batch.Packets())
+		s := tn.Stats().Encap
+		if delivered := uint64(min(1, c.flood+len(c.peer))); s.Received != 1 || s.Delivered != delivered || s.Dropped != 1-delivered || int(s.Copies) != max(0, c.flood-1) {
+			t.Errorf("%s: %+v", c.name, s)
+		}
+	}
+}
+
+// Frames cost no allocation either: known or flooded, from a station that is known or one that is to be learned.
+func TestFramesDoNotAllocate(t *testing.T) {
+	tn := bridged(t, FDBConfig{Learning: true, Limit: 4, PeerLimit: 4})
+	if err := tn.AddFDB(FDBKey{MAC: station(1)}, "hc"); err != nil {
+		t.Fatal(err)
+	}
+	batch := NewBatch()
+	for i := range 64 {
+		f := frameTo([]encap.MAC{station(1), encap.Broadcast}[i%2])
+		copy(batch.Space()[Headroom:], f)
+		batch.Add(len(f), encap.Offload{})
+	}
+	var datagrams []Datagram
+	for i := range 64 {
+		data := append(make([]byte, encap.VXLANHeaderLen), frameTo(encap.Broadcast)...)
+		encap.PutVXLAN(data, 1)
+		data[encap.VXLANHeaderLen+11] = byte(1 + i%2)
+		datagrams = append(datagrams, Datagram{Data: data, Count: 1, Remote: netip.MustParseAddrPort("172.30.0.99:8472")}) // hc
+	}
+	x, r := tn.lanes[0].transmit, tn.lanes[0].receive
+	for name, step := range map[string]func(){"transmit": func() { x.step(batch.Packets()) }, "receive": func() { _ = r.step(datagrams) }} {
+		if n := testing.AllocsPerRun(100, step); n != 0 {
+			t.Errorf("%s: %v allocations for a batch", name, n)
+		}
+	}
+	if s := tn.Stats(); s.Decap.Delivered != 101*64 || s.Encap.Received == 0 {
+		t.Errorf("nothing moved: %+v", s)
+	}
+}
+
+// A frame's source is judged by its MAC, and by its address where the peer has allowed_ips.
+func TestFrameSources(t *testing.T) {
+	tn := bridged(t, FDBConfig{})
+	peers := bridgePeers("hb", "hc", "hd")
+	peers[1].AllowedIPs = []netip.Prefix{netip.MustParsePrefix("10.99.0.3/32")}
+	if _, err := tn.SetPeers(peers); err != nil {
+		t.Fatal(err)
+	}
+	ip := func(src [4]byte) []byte {
+		f := frameTo(encap.Broadcast)
+		f[13] = 0
+		putUDPv4(f[encap.EthernetHeaderLen:], src, [4]byte{10, 99, 0, 1}, 7)
+		return f
+	}
+	from := func(mac encap.MAC, f []byte) []byte { copy(f[6:], mac[:]); return f }
+	for _, c := range []struct {
+		name   string
+		frame  []byte
+		outer  byte
+		reason encap.Reason
+	}{
+		{"ARP of a station", frameTo(encap.Broadcast), 'c', encap.None},
+		{"IP of a peer without allowed_ips", ip([4]byte{192, 0, 2, 1}), 'd', encap.None},
+		{"an allowed address", ip([4]byte{10, 99, 0, 3}), 'c', encap.None},
+		{"no address yet", ip([4]byte{}), 'c', encap.None},
+		{"another address", ip([4]byte{10, 99, 0, 4}), 'c', encap.InnerSourceNotAllowed},
+		{"another peer's own MAC", from(encap.MAC{2, 5: 'b'}, frameTo(encap.Broadcast)), 'c', encap.InnerSourceNotAllowed},
+		{"the peer's own MAC", from(encap.MAC{2, 5: 'b'}, frameTo(encap.Broadcast)), 'b', encap.None},
+		{"this device's MAC", from(encap.MAC{2, 5: 1}, frameTo(encap.Broadcast)), 'c', encap.LocalMAC},
+		{"a group", from(encap.MAC{3}, frameTo(encap.Broadcast)), 'c', encap.MACInvalidSource},
+		{"nobody's MAC", from(encap.MAC{}, frameTo(encap.Broadcast)), 'c', encap.MACInvalidSource},
+		{"a stranger", frameTo(encap.Broadcast), 'x', encap.PeerUnknown},
+		{"cut off", frameTo(encap.Broadcast)[:13], 'c', encap.PktTooSmall},
+	} {
+		data := append(make([]byte, encap.VXLANHeaderLen), c.frame...)
+		encap.PutVXLAN(data, 1)
+		var h encap.Headers
+		if _, v := DecideReceive(&tn.rules, tn.view(), data, netip.AddrFrom4([4]byte{172, 30, 0, c.outer}), &h); v.Reason != c.reason {
+			t.Errorf("%s: %s, want %s", c.name, v.Reason, c.reason)
+		}
+	}
+}
