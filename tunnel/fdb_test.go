@@ -295,3 +295,91 @@ func TestFrameSources(t *testing.T) {
 		}
 	}
 }
+
+// Questions for the MAC of a configured host are answered here; all others go on as they would.
+func TestSuppression(t *testing.T) {
+	tn := bridged(t, FDBConfig{Suppress: true, NoFlood: true})
+	peers := bridgePeers("hb", "hc")
+	peers[0].AllowedIPs = []netip.Prefix{netip.MustParsePrefix("10.99.0.2/32"), netip.MustParsePrefix("fd99::2/128"), netip.MustParsePrefix("10.244.2.0/24")}
+	if _, err := tn.SetPeers(peers); err != nil {
+		t.Fatal(err)
+	}
+	asker, hb := encap.MAC{6, 5: 9}, encap.MAC{2, 5: 'b'}
+	put := func(dst encap.MAC, etherType uint16, packet []byte) []byte {
+		f := append(append(append([]byte(nil), dst[:]...), asker[:]...), byte(etherType>>8), byte(etherType))
+		return append(f, packet...)
+	}
+	arp := func(op uint16, target string) []byte {
+		a := encap.ARP{Op: op, SenderMAC: asker, SenderIP: netip.MustParseAddr("10.99.0.1"), TargetIP: netip.MustParseAddr(target)}
+		return put(encap.Broadcast, encap.EtherTypeARP, a.Append(nil))
+	}
+	solicit := func(src, target string, mac encap.MAC) []byte {
+		to := netip.MustParseAddr(target)
+		nd := encap.ND{Type: encap.NeighbourSolicitation, Src: netip.MustParseAddr(src), Dst: encap.SolicitedNode(to), Target: to, LinkAddr: mac}
+		return put(encap.MulticastMAC(nd.Dst), encap.EtherTypeIPv6, nd.Append(nil))
+	}
+	tagged := arp(encap.ARPRequest, "10.99.0.2")
+	tagged = append(append(append([]byte(nil), tagged[:12]...), 0x81, 0, 0, 5), tagged[12:]...)
+	for _, c := range []struct {
+		name     string
+		frame    []byte
+		answered bool
+	}{
+		{"a configured host", arp(encap.ARPRequest, "10.99.0.2"), true},
+		{"in a VLAN", tagged, true},
+		{"a network behind a peer", arp(encap.ARPRequest, "10.244.2.7"), false},
+		{"nobody", arp(encap.ARPRequest, "10.99.0.9"), false},
+		{"an answer", arp(encap.ARPReply, "10.99.0.2"), false},
+		{"its own announcement", arp(encap.ARPRequest, "10.99.0.1"), false},
+		{"cut off", arp(encap.ARPRequest, "10.99.0.2")[:30], false},
+		{"a solicitation", solicit("fd99::1", "fd99::2", asker), true},
+		{"duplicate address detection", solicit("::", "fd99::2", encap.MAC{}), false},
+		{"a solicitation for nobody", solicit("fd99::1", "fd99::9", asker), false},
+	} {
+		ends := &taker{}
+		tn.device = ends
+		batch := NewBatch()
+		copy(batch.Space()[Headroom:], c.frame)
+		batch.Add(len(c.frame), encap.Offload{})
+		before := tn.Stats().Encap
+		tn.lanes[0].transmit.step(batch.Packets())
+		after := tn.Stats().Encap
+		if got := after.Consumed-before.Consumed == 1 && len(ends.injected) == 1; got != c.answered {
+			t.Errorf("%s: answered %v; %+v", c.name, got, after)
+			continue
+		}
+		if !c.answered {
+			if after.Reasons["no_tx_target"] != before.Reasons["no_tx_target"]+1 {
+				t.Errorf("%s: %v", c.name, after.Reasons)
+			}
+			continue
+		}
+		var h encap.Headers
+		answer := ends.injected[0]
+		if r := encap.ParseFrame(answer, &h); r != encap.None || h.Link != (encap.Link{Dst: asker, Src: hb}) || len(answer) != len(c.frame) && h.Kind == encap.KindARP {
+			t.Fatalf("%s: %x", c.name, answer)
+		}
+		if h.Kind == encap.KindARP {
+			a, r := encap.ParseARP(answer[h.L3:])
+			if r != encap.None || a.Op != encap.ARPReply || a.SenderMAC != hb || a.SenderIP.String() != "10.99.0.2" || a.TargetMAC != asker || a.TargetIP.String() != "10.99.0.1" {
+				t.Errorf("%s: %+v", c.name, a)
+			}
+			continue
+		}
+		if encap.ParseIP(answer[h.L3:], &h) != encap.None {
+			t.Fatalf("%s: %x", c.name, answer)
+		}
+		nd, r := encap.ParseND(answer[encap.EthernetHeaderLen:], &h)
+		if r != encap.None || nd.LinkAddr != hb || nd.Target.String() != "fd99::2" || nd.Dst.String() != "fd99::1" || !nd.Solicited {
+			t.Errorf("%s: %+v, %s", c.name, nd, r)
+		}
+	}
+}
+
+// taker is a device that keeps what it is given.
+type taker struct {
+	still
+	injected [][]byte
+}
+
+func (d *taker) Inject(packet []byte) error { d.injected = append(d.injected, packet); return nil }

@@ -93,6 +93,9 @@ func (x *transmitter) encapsulate(view View, p *Packet) {
 	x.count.received.Add(uint64(p.Count))
 	r := v.Reason
 	switch {
+	case x.t.rules.Bridge && p.Count == 1 && x.t.suppress(view, p):
+		x.count.consumed.Add(1)
+		return
 	case r != encap.None:
 	case v.Flood:
 		r = x.flood(view.Stations.flood, p)

@@ -63,9 +63,6 @@ func (d *document) checkFDB(t *Tunnel, key string) {
 	if f.Group != "" {
 		d.fail(key+".group", "%q: multicast groups are not available in this version: use flood", f.Group)
 	}
-	if f.Suppress {
-		d.fail(key+".suppress", "not available in this version")
-	}
 	for _, name := range f.Flood.Names {
 		if !slices.ContainsFunc(t.Peers, func(p Peer) bool { return p.Name == name }) {
 			d.fail(key+".flood", "%q: no peer has this name", name)

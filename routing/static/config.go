@@ -93,7 +93,7 @@ type FDB struct {
 	VLANs     bool     `yaml:"vlans" json:"vlans" default:"false" doc:"Tap mode only: look MACs up by VLAN, too; a MAC may then be behind one peer in one VLAN and behind another in the next."`
 	Flood     Flood    `yaml:"flood" json:"flood" default:"all" doc:"Tap mode only: who gets broadcast, unknown and multicast frames: all, none, or a list of peer names."`
 	Group     string   `yaml:"group" json:"group" default:"\"\"" doc:"Tap mode only: underlay multicast group for such frames; not in this version."`
-	Suppress  bool     `yaml:"suppress" json:"suppress" default:"false" doc:"Tap mode only: answer ARP and neighbour discovery here where the answer is known; not in this version."`
+	Suppress  bool     `yaml:"suppress" json:"suppress" default:"false" doc:"Tap mode only: answer ARP and neighbour discovery of the device here where peers' mac and a single host in allowed_ips say what the answer is. What is not known is flooded as flood says."`
 }
 
 // Metrics configures the Prometheus endpoint.
