@@ -27,7 +27,7 @@ func TestNothingAllocates(t *testing.T) {
 		"checksum":    func() { InspectChecksum(packet4, h4); PartialOffload(h6).FinishChecksum(packet6) },
 		"ecn":         func() { SetECN(packet6, h6, CE); SetECN(packet6, h6, NotECT); DecapECN(CE, ECT0) },
 		"neighbour":   func() { ParseARP(arp); ParseND(nd, hnd) },
-		"icmp":        func() { AppendUnreachable(buf, HostUnreachable, v4B, packet4, h4); SizeHint(packet4, h4) },
+		"icmp":        func() { AppendUnreachable(buf, HostUnreachable, v4B, 0, packet4, h4); SizeHint(packet4, h4) },
 		"split": func() {
 			var s Splitter
 			o, _ := SuperTCP(packet4, h4, 1450)

@@ -197,7 +197,7 @@ func FuzzAppendUnreachable(f *testing.F) {
 		if h.Kind == KindIPv6 {
 			src = v6A
 		}
-		answer := AppendUnreachable(nil, HostUnreachable, src, b, &h)
+		answer := AppendUnreachable(nil, HostUnreachable, src, 0, b, &h)
 		if a := mustParseIP(t, answer); a.Dst != h.Src || MayAnswerWithError(answer, a) {
 			t.Fatalf("answer %+v to %+v", a, h)
 		}

@@ -16,12 +16,15 @@ const (
 	HostUnreachable
 	// TimeExceeded: ICMP type 11 code 0, ICMPv6 type 3 code 0.
 	TimeExceeded
+	// TooBig: ICMP type 3 code 4 (fragmentation needed, RFC 1191), ICMPv6 type 2 code 0; both name an MTU.
+	TooBig
 )
 
 var unreachableTypes = [...]struct{ v4Type, v4Code, v6Type, v6Code uint8 }{
 	NetUnreachable:  {3, 0, 1, 0},
 	HostUnreachable: {3, 1, 1, 3},
 	TimeExceeded:    {11, 0, 3, 0},
+	TooBig:          {3, 4, 2, 0},
 }
 
 const (
@@ -55,14 +58,14 @@ func MayAnswerWithError(packet []byte, h *Headers) bool {
 var broadcastIPv4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // AppendUnreachable appends to b an ICMP or ICMPv6 error packet from src to the sender of packet, quoting as much of it
-// as the RFCs allow. src has the packet's address family.
-func AppendUnreachable(b []byte, u Unreachable, src netip.Addr, packet []byte, h *Headers) []byte {
+// as the RFCs allow. src has the packet's address family. mtu is what TooBig names, in bytes, 0-65535; the others have none.
+func AppendUnreachable(b []byte, u Unreachable, src netip.Addr, mtu int, packet []byte, h *Headers) []byte {
 	start, t := len(b), unreachableTypes[u]
 	quote := packet[h.L3:h.Len]
 	if h.Kind == KindIPv6 {
 		quote = quote[:min(len(quote), icmpv6MaxLen-ipv6HeaderLen-icmpHeaderLen)]
 		b = appendIPv6(b, src, h.Src, ProtoICMPv6, icmpTTL, icmpHeaderLen+len(quote))
-		b = append(b, t.v6Type, t.v6Code, 0, 0, 0, 0, 0, 0)
+		b = append(b, t.v6Type, t.v6Code, 0, 0, 0, 0, byte(mtu>>8), byte(mtu))
 		b = append(b, quote...)
 		finishICMPv6(b[start:])
 		return b
@@ -76,7 +79,7 @@ func AppendUnreachable(b []byte, u Unreachable, src netip.Addr, packet []byte, h
 	b = append(append(b, s[:]...), d[:]...)
 	ip := b[start:]
 	binary.BigEndian.PutUint16(ip[10:], ^Sum(ip, 0))
-	b = append(b, t.v4Type, t.v4Code, 0, 0, 0, 0, 0, 0)
+	b = append(b, t.v4Type, t.v4Code, 0, 0, 0, 0, byte(mtu>>8), byte(mtu))
 	b = append(b, quote...)
 	icmp := b[start+ipv4MinHeaderLen:]
 	binary.BigEndian.PutUint16(icmp[2:], ^Sum(icmp, 0))

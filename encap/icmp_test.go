@@ -15,22 +15,28 @@ func TestAppendUnreachable(t *testing.T) {
 		u          Unreachable
 		typ, code  uint8
 		quoteAtMax int
+		mtu        int
 	}{
-		"IPv4 net":  {udp4(t, make([]byte, 1000)), v4B, NetUnreachable, 3, 0, 548},
-		"IPv4 host": {udp4(t, make([]byte, 10)), v4B, HostUnreachable, 3, 1, 38},
-		"IPv4 time": {tcp4(t, nil), v4B, TimeExceeded, 11, 0, 52},
-		"IPv6 host": {udp6(t, make([]byte, 1400)), v6B, HostUnreachable, 1, 3, 1232},
-		"IPv6 time": {udp6(t, nil), v6B, TimeExceeded, 3, 0, 48},
+		"IPv4 net":  {udp4(t, make([]byte, 1000)), v4B, NetUnreachable, 3, 0, 548, 0},
+		"IPv4 host": {udp4(t, make([]byte, 10)), v4B, HostUnreachable, 3, 1, 38, 0},
+		"IPv4 time": {tcp4(t, nil), v4B, TimeExceeded, 11, 0, 52, 0},
+		"IPv6 host": {udp6(t, make([]byte, 1400)), v6B, HostUnreachable, 1, 3, 1232, 0},
+		"IPv6 time": {udp6(t, nil), v6B, TimeExceeded, 3, 0, 48, 0},
+		"IPv4 size": {udp4(t, make([]byte, 1400)), v4B, TooBig, 3, 4, 548, 1350},
+		"IPv6 size": {udp6(t, make([]byte, 1400)), v6B, TooBig, 2, 0, 1232, 1330},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := mustParseIP(t, c.packet)
-			b := AppendUnreachable(nil, c.u, c.src, c.packet, h)
+			b := AppendUnreachable(nil, c.u, c.src, c.mtu, c.packet, h)
 			got := mustParseIP(t, b)
 			if got.Src != c.src || got.Dst != h.Src || b[got.L4] != c.typ || b[got.L4+1] != c.code {
 				t.Errorf("answer %+v, type %d code %d", got, b[got.L4], b[got.L4+1])
 			}
 			if quote := b[got.L4+8:]; len(quote) != c.quoteAtMax || string(quote) != string(c.packet[:len(quote)]) {
 				t.Errorf("quotes %d bytes, want %d", len(quote), c.quoteAtMax)
+			}
+			if host, size, ok := SizeHint(b, got); c.mtu != 0 && (!ok || size != c.mtu || host != h.Dst) {
+				t.Errorf("it says %d for %s, %v, want %d", size, host, ok, c.mtu)
 			}
 			initial := uint16(0)
 			first := layers.LayerTypeIPv4
@@ -99,9 +105,9 @@ func TestSizeHint(t *testing.T) {
 	}
 	nop := layers.TCPOption{OptionType: layers.TCPOptionKindNop}
 	mss := layers.TCPOption{OptionType: layers.TCPOptionKindMSS, OptionLength: 4, OptionData: []byte{0x05, 0x50}} // 1360
-	needed := AppendUnreachable(nil, HostUnreachable, v4B, udp4(t, nil), mustParseIP(t, udp4(t, nil)))
+	needed := AppendUnreachable(nil, HostUnreachable, v4B, 0, udp4(t, nil), mustParseIP(t, udp4(t, nil)))
 	needed[21], needed[26], needed[27] = 4, 0x05, 0x14 // code 4, MTU 1300
-	tooBig := AppendUnreachable(nil, HostUnreachable, v6B, udp6(t, nil), mustParseIP(t, udp6(t, nil)))
+	tooBig := AppendUnreachable(nil, HostUnreachable, v6B, 0, udp6(t, nil), mustParseIP(t, udp6(t, nil)))
 	tooBig[40], tooBig[46], tooBig[47] = 2, 0x05, 0x14
 	for _, c := range []struct {
 		name   string

@@ -98,7 +98,9 @@ func (x *transmitter) encapsulate(view View, p *Packet) {
 		return
 	case r != encap.None:
 	case v.Flood:
-		r = x.flood(view.Stations.flood, p)
+		v.Peer, r = x.flood(view.Stations.flood, p)
+	case !x.t.fits(v.Peer, p):
+		r = encap.PktTooBig
 	case x.t.rules.Bridge:
 		r = x.frame(v.Peer, p, encap.Link{})
 	default:
@@ -106,7 +108,7 @@ func (x *transmitter) encapsulate(view View, p *Packet) {
 		r = x.address(v.Peer, p)
 	}
 	if r != encap.None {
-		x.explain(r, p)
+		x.explain(r, v.Peer, p)
 		x.count.drop(r, p.Count)
 	}
 }
@@ -126,13 +128,19 @@ func (x *transmitter) address(peer *routing.Peer, p *Packet) encap.Reason {
 	return x.frame(peer, p, link)
 }
 
-// flood sends a frame to each of the peers: the headers are the same for all of them, but for the outer ones.
-func (x *transmitter) flood(peers []*routing.Peer, p *Packet) encap.Reason {
+// flood sends a frame to each of the peers: the headers are the same for all of them, but for the outer ones. A frame for a station
+// that may be behind a peer which it cannot reach whole goes to nobody: its sender is told, and that peer returned.
+func (x *transmitter) flood(peers []*routing.Peer, p *Packet) (narrow *routing.Peer, r encap.Reason) {
+	for _, peer := range peers {
+		if !p.Headers.Link.Dst.IsGroup() && !x.t.fits(peer, p) {
+			return peer, encap.PktTooBig
+		}
+	}
 	if copies := (len(peers) - 1) * p.Count; copies > 0 && !x.floods.takeN(time.Now(), copies, copiesPerSecond, copiesPerSecond) {
-		return encap.FloodLimit
+		return nil, encap.FloodLimit
 	}
 	if r := x.frame(peers[0], p, encap.Link{}); r != encap.None {
-		return r
+		return nil, r
 	}
 	for _, peer := range peers[1:] {
 		from := len(x.origin)
@@ -143,7 +151,7 @@ func (x *transmitter) flood(peers []*routing.Peer, p *Packet) encap.Reason {
 			x.origin[from+i].copy = true
 		}
 	}
-	return encap.None
+	return nil, encap.None
 }
 
 // frame puts the header in front of p, once, and lines it up for the sender.
@@ -189,6 +197,9 @@ func (x *transmitter) account() {
 			x.refused = append(x.refused, refusal{o.peer, d.Packet})
 			continue
 		}
+		if d.Reason == encap.PktTooBig {
+			x.t.paths.ask(o.peer)
+		}
 		if o.copy {
 			x.count.copies.Add(uint64(d.Sent))
 		} else {
@@ -215,11 +226,14 @@ func (x *transmitter) account() {
 }
 
 // explain answers a dropped packet with an ICMP error, where its sender can use one and the limits allow it.
-func (x *transmitter) explain(r encap.Reason, p *Packet) {
+func (x *transmitter) explain(r encap.Reason, peer *routing.Peer, p *Packet) {
 	var u encap.Unreachable
+	mtu := 0
 	switch {
 	case r == encap.TTLExpired:
 		u = encap.TimeExceeded
+	case r == encap.PktTooBig && peer != nil && peer.State().PathMTU() > 0:
+		u, mtu = encap.TooBig, x.t.innerMTU(peer, p)
 	case r != encap.NoTXTarget, !x.t.told.Load(), x.t.rules.Bridge:
 		return
 	case x.t.rules.Ethernet:
@@ -228,7 +242,7 @@ func (x *transmitter) explain(r encap.Reason, p *Packet) {
 		u = encap.NetUnreachable
 	}
 	if encap.MayAnswerWithError(p.Data, &p.Headers) {
-		x.t.injectError(u, p)
+		x.t.injectError(u, mtu, p)
 	}
 }
 
@@ -246,13 +260,22 @@ func (t *Tunnel) datagram(h *encap.Headers, remote netip.AddrPort) Datagram {
 // injectError writes an ICMP error about p to the device, as from the address that p was for: the kernel takes nothing
 // from a device whose source is one of its own addresses (net/ipv4/fib_frontend.c, __fib_validate_source), and the route
 // back to this one leads to the device.
-func (t *Tunnel) injectError(u encap.Unreachable, p *Packet) {
+// In Ethernet mode it is a frame from the station that p was for, as the kernel's vxlan makes it (net/ipv4/ip_tunnel_core.c,
+// iptunnel_pmtud_build_icmp).
+func (t *Tunnel) injectError(u encap.Unreachable, mtu int, p *Packet) {
 	t.slow.mu.Lock()
 	defer t.slow.mu.Unlock()
 	if !t.slow.limit.allow(p.Headers.Src) {
 		return
 	}
-	t.slow.buf = encap.AppendUnreachable(t.slow.buf[:0], u, p.Headers.Dst, p.Data, &p.Headers)
+	t.slow.buf = t.slow.buf[:0]
+	if t.rules.Bridge {
+		link := p.Headers.Link
+		t.slow.buf = append(append(append(t.slow.buf, link.Src[:]...), link.Dst[:]...), p.Data[12:p.Headers.L3]...)
+	}
+	start := len(t.slow.buf)
+	message := encap.AppendUnreachable(t.slow.buf[start:], u, p.Headers.Dst, mtu, p.Data, &p.Headers)
+	t.slow.buf = append(t.slow.buf[:start], message...)
 	if t.device.Inject(t.slow.buf) == nil {
 		t.slow.generated.icmpErrors.Add(1)
 	}

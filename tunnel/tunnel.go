@@ -36,6 +36,11 @@ type Config struct {
 	OuterCheck Check // the outer source must be a peer's endpoint
 	InnerCheck Check // the inner source must be in the peer's allowed prefixes
 
+	// DF is the underlay's policy for the don't-fragment bit, and PathMTU what the kernel knows of the way to an underlay
+	// address, in bytes; nil where nothing is known.
+	DF      DFPolicy
+	PathMTU func(netip.Addr) (int, error)
+
 	// Workers is how many threads move packets, at most one for each queue; 0 is one for each queue.
 	Workers int
 	// Scheduler is how workers sleep and share their cores: KernelScheduler for a kernel's device and sockets.
@@ -56,6 +61,8 @@ type Tunnel struct {
 	told     atomic.Bool // SetPeers was called: who is not a peer is nobody
 	hints    hints
 	fdb      *fdb // with Bridge
+	paths    *paths
+	overhead int // what encapsulation adds to a packet, in bytes
 	log      *slog.Logger
 	started  time.Time
 
@@ -96,6 +103,7 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 		t.log = slog.New(slog.DiscardHandler)
 	}
 	t.own.Store(NewAddresses(nil))
+	t.paths, t.overhead = newPaths(cfg.PathMTU, t.log), encap.Overhead(codec, cfg.Local.Is6())
 	if cfg.Bridge {
 		t.fdb = newFDB(cfg.FDB, t.log)
 	}
@@ -170,6 +178,7 @@ func (t *Tunnel) Run(ctx context.Context) error {
 		running.Go(func() { failures <- w.run() })
 	}
 	running.Go(func() { t.neighbours.run(ctx) })
+	running.Go(func() { t.paths.run(ctx) })
 	if t.fdb != nil {
 		running.Go(func() { t.fdb.run(ctx) })
 	}

@@ -103,6 +103,29 @@ func (u *UDP) openOuter() {
 	}
 }
 
+// PathMTU returns the largest IP packet that the kernel believes to reach remote, in bytes: its path MTU, or the MTU of the route.
+func (u *UDP) PathMTU(remote netip.Addr) (int, error) {
+	fd, err := u.socket()
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	level, option, discover := unix.IPPROTO_IP, unix.IP_MTU, unix.IP_MTU_DISCOVER
+	if remote.Is6() {
+		level, option, discover = unix.IPPROTO_IPV6, unix.IPV6_MTU, unix.IPV6_MTU_DISCOVER
+	}
+	// IP_PMTUDISC_DO and IPV6_PMTUDISC_DO are one number; connecting sends nothing.
+	err = errors.Join(unix.SetsockoptInt(fd, level, discover, unix.IP_PMTUDISC_DO), unix.Connect(fd, sockaddr(remote, u.cfg.Port)))
+	if err != nil {
+		return 0, fmt.Errorf("ask for the path to %s: %w", remote, err)
+	}
+	mtu, err := unix.GetsockoptInt(fd, level, option)
+	if err != nil {
+		return 0, fmt.Errorf("ask for the path MTU to %s: %w", remote, err)
+	}
+	return mtu, nil
+}
+
 // claimPort finds out whether someone has the port: the receivers, which share it among themselves with SO_REUSEPORT,
 // would share it with any other process that does.
 func (u *UDP) claimPort() error {
@@ -264,14 +287,17 @@ func (u *UDP) socket() (int, error) {
 }
 
 func (u *UDP) bind(fd int, port uint16) error {
-	var sa unix.Sockaddr = &unix.SockaddrInet6{Addr: u.cfg.Local.As16(), Port: int(port)}
-	if u.cfg.Local.Is4() {
-		sa = &unix.SockaddrInet4{Addr: u.cfg.Local.As4(), Port: int(port)}
-	}
-	if err := unix.Bind(fd, sa); err != nil {
+	if err := unix.Bind(fd, sockaddr(u.cfg.Local, port)); err != nil {
 		return fmt.Errorf("bind: %w", err)
 	}
 	return nil
+}
+
+func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Addr: a.As4(), Port: int(port)}
+	}
+	return &unix.SockaddrInet6{Addr: a.As16(), Port: int(port)}
 }
 
 func setOption(fd, level, option, value int, name string) error {

@@ -5,8 +5,11 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -25,32 +28,8 @@ import (
 func TestNarrowUnderlay(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		t.Run(map[bool]string{false: "IPv4", true: "IPv6"}[v6], func(t *testing.T) {
-			p := newLab(t, lab.Topology{
-				Hosts: []string{"a", "r", "b"},
-				Links: []lab.Link{
-					{A: lab.End{Host: "a", Device: "eth0", Addresses: prefixes("172.30.0.1/24", "fd30::1/64")}, B: lab.End{Host: "r", Device: "eth0", Addresses: prefixes("172.30.0.254/24", "fd30::fe/64")}, Offloads: noOffloads},
-					{A: lab.End{Host: "r", Device: "eth1", Addresses: prefixes("172.31.0.254/24", "fd31::fe/64")}, B: lab.End{Host: "b", Device: "eth0", Addresses: prefixes("172.31.0.2/24", "fd31::2/64")}, MTU: 1400, Offloads: noOffloads},
-				},
-			})
-			route := func(h *lab.Host, to, via string) error {
-				return h.AddRoute(netip.MustParsePrefix(to), netip.MustParseAddr(via), "eth0")
-			}
-			err := errors.Join(
-				p.lab.Host("r").Sysctl("net.ipv4.ip_forward", "1"), p.lab.Host("r").Sysctl("net.ipv6.conf.all.forwarding", "1"),
-				route(p.a, "172.31.0.0/24", "172.30.0.254"), route(p.b, "172.30.0.0/24", "172.31.0.254"),
-				route(p.a, "fd31::/64", "fd30::fe"), route(p.b, "fd30::/64", "fd31::fe"),
-			)
-			if err != nil {
-				t.Fatal(err)
-			}
-			local, remote := "172.30.0.1", "172.31.0.2"
-			if v6 {
-				local, remote = "fd30::1", "fd31::2"
-			}
+			p, local, remote := narrow(t, v6, 0)
 			d := p.start(p.a, "--local", local, "--address", "10.99.0.1/24", "--address", "fd99::1/64", "--peer", "endpoint="+remote+",allowed_ips=10.99.0.2,allowed_ips=fd99::2")
-			p.addKernelPeer(func(v *lab.VXLAN) {
-				v.Local, v.Remote, v.Link = netip.MustParseAddr(remote), netip.MustParseAddr(local), "eth0"
-			})
 			p.pingAll(56)
 			for i := range overlayA {
 				if out := p.tcp(p.a, p.b, overlayB[i], time.Second); out.Bytes < 1<<20 {
@@ -63,6 +42,86 @@ func TestNarrowUnderlay(t *testing.T) {
 			d.stop()
 		})
 	}
+}
+
+// The same, where datagrams must not be fragmented: the sender in the tunnel is told what fits, in both modes of the device, and
+// sends that.
+func TestNarrowUnderlayWithoutFragments(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		for _, mode := range []string{"tun", "tap"} {
+			t.Run(map[bool]string{false: "IPv4", true: "IPv6"}[v6]+" "+mode, func(t *testing.T) {
+				p, local, remote := narrow(t, v6, 1430) // b believes that its own packets fit
+				d := p.start(p.a, "--config", p.write("narrow.yaml", fmt.Sprintf(`version: 1
+tunnels:
+  - device: {mode: %s, addresses: [10.99.0.1/24, "fd99::1/64"]}
+    underlay: {local: %q, df: set}
+    peers: [{name: b, endpoint: %q, allowed_ips: [10.99.0.2, "fd99::2"]}]
+`, mode, local, remote)))
+				p.pingAll(56)
+				for i := range overlayA {
+					if out := p.tcp(p.a, p.b, overlayB[i], time.Second); out.Bytes < 1<<20 {
+						t.Errorf("a to b: %d bytes in a second", out.Bytes)
+					}
+				}
+				want := 1400 - 50
+				if v6 {
+					want = 1400 - 70
+				}
+				for _, to := range overlayB {
+					var out bytes.Buffer
+					cmd := exec.Command("ip", "route", "get", to.String())
+					cmd.Stdout, cmd.Stderr = &out, &out
+					c, err := p.a.Start(cmd)
+					must(t, err)
+					if err := c.Wait(); err != nil || !strings.Contains(out.String(), fmt.Sprintf(" mtu %d", want)) {
+						t.Errorf("the host's route to %s is %s, %v; want mtu %d", to, out.String(), err, want)
+					}
+				}
+				s := d.stats()
+				if s.Encap.Reasons["pkt_too_big"] == 0 || s.Generated.ICMPErrors < 2 {
+					t.Errorf("drops %v, %d ICMP errors", s.Encap.Reasons, s.Generated.ICMPErrors)
+				}
+				if !strings.Contains(d.output(), "path MTU\" peer=b bytes=1400") {
+					t.Errorf("nothing of it in the log:\n%s", d.output())
+				}
+				d.stop()
+			})
+		}
+	}
+}
+
+// narrow builds the hosts and the kernel's end of the tunnel, whose device has the given MTU, or the kernel's choice.
+func narrow(t *testing.T, v6 bool, peerMTU int) (p *pair, local, remote string) {
+	t.Helper()
+	p = newLab(t, lab.Topology{
+		Hosts: []string{"a", "r", "b"},
+		Links: []lab.Link{
+			{A: lab.End{Host: "a", Device: "eth0", Addresses: prefixes("172.30.0.1/24", "fd30::1/64")}, B: lab.End{Host: "r", Device: "eth0", Addresses: prefixes("172.30.0.254/24", "fd30::fe/64")}, Offloads: noOffloads},
+			{A: lab.End{Host: "r", Device: "eth1", Addresses: prefixes("172.31.0.254/24", "fd31::fe/64")}, B: lab.End{Host: "b", Device: "eth0", Addresses: prefixes("172.31.0.2/24", "fd31::2/64")}, MTU: 1400, Offloads: noOffloads},
+		},
+	})
+	route := func(h *lab.Host, to, via string) error {
+		return h.AddRoute(netip.MustParsePrefix(to), netip.MustParseAddr(via), "eth0")
+	}
+	err := errors.Join(
+		p.lab.Host("r").Sysctl("net.ipv4.ip_forward", "1"), p.lab.Host("r").Sysctl("net.ipv6.conf.all.forwarding", "1"),
+		route(p.a, "172.31.0.0/24", "172.30.0.254"), route(p.b, "172.30.0.0/24", "172.31.0.254"),
+		route(p.a, "fd31::/64", "fd30::fe"), route(p.b, "fd30::/64", "fd31::fe"),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local, remote = "172.30.0.1", "172.31.0.2"
+	if v6 {
+		local, remote = "fd30::1", "fd31::2"
+	}
+	p.addKernelPeer(func(v *lab.VXLAN) {
+		v.Local, v.Remote, v.Link = netip.MustParseAddr(remote), netip.MustParseAddr(local), "eth0"
+		if v.MTU = peerMTU; peerMTU > 0 {
+			v.Link = "" // which would bound it
+		}
+	})
+	return p, local, remote
 }
 
 // A kernel peer over IPv6 that sends without UDP checksums, and takes none: both by option, on both sides.

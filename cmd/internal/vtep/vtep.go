@@ -129,6 +129,7 @@ func (v *VTEP) open() error {
 		Local: u.Local, Port: u.Port, MTU: d.MTU,
 		TTLInherit: u.TTL.Inherit, TOSInherit: u.TOS.Inherit, TOS: u.TOS.Value,
 		Bridge: d.Mode == static.ModeTAP, FDB: v.fdbConfig(), VLANs: v.Config.FDB.VLANs,
+		DF: dfPolicies[u.DF], PathMTU: v.underlay.PathMTU,
 		OuterCheck: checks[u.SourceCheck.Outer], InnerCheck: checks[u.SourceCheck.Inner],
 		Workers: workers(), Scheduler: tunnel.KernelScheduler,
 		Log: v.log,
@@ -159,6 +160,8 @@ func (v *VTEP) fdbConfig() tunnel.FDBConfig {
 	}
 }
 
+var dfPolicies = map[static.DF]tunnel.DFPolicy{static.DFUnset: tunnel.DFUnset, static.DFSet: tunnel.DFSet, static.DFInherit: tunnel.DFInherit}
+
 // checks are the ways to check sources, by their words in the configuration.
 var checks = map[static.Check]tunnel.Check{static.CheckOff: tunnel.CheckOff, static.CheckCount: tunnel.CheckCount, static.CheckEnforce: tunnel.CheckEnforce}
 
@@ -175,11 +178,10 @@ func ReserveThreads(queues int) {
 
 func (v *VTEP) udpConfig() tunnel.UDPConfig {
 	u := &v.Config.Underlay
-	df := map[static.DF]tunnel.DFPolicy{static.DFUnset: tunnel.DFUnset, static.DFSet: tunnel.DFSet, static.DFInherit: tunnel.DFInherit}
 	return tunnel.UDPConfig{
 		Local: u.Local, Port: u.Port, Receivers: v.Config.Device.Queues,
 		SourceLow: u.SourcePorts.Range.Low, SourceHigh: u.SourcePorts.Range.High, Buckets: u.SourcePorts.Buckets,
-		TTL: u.TTL.Value, TOS: u.TOS.Value, DF: df[u.DF], NoChecksum: !u.Checksum,
+		TTL: u.TTL.Value, TOS: u.TOS.Value, DF: dfPolicies[u.DF], NoChecksum: !u.Checksum,
 		NoChecksum6TX: u.ZeroChecksum6.TX, NoChecksum6RX: u.ZeroChecksum6.RX,
 		Offloads: v.Config.Tier != static.TierPortable, TunnelGSO: v.Config.Tier == static.TierTunnelGSO, Log: v.log,
 	}
