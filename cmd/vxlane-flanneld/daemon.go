@@ -99,10 +99,6 @@ func (n *node) run(ctx context.Context) error {
 	if l != nil {
 		n.spawn(func() error { return n.health.serve(ctx, l) })
 	}
-	metrics, err := listenMetrics(n.o.metrics)
-	if err != nil {
-		return err
-	}
 	if err := n.fetchConfig(ctx); err != nil {
 		return err
 	}
@@ -115,21 +111,41 @@ func (n *node) run(ctx context.Context) error {
 	if err := n.setRules(ctx); err != nil {
 		return err
 	}
+	metrics, err := listenMetrics(n.o.metrics)
+	if err != nil {
+		return err
+	}
 	if metrics != nil {
 		n.spawn(func() error { return n.serveMetrics(ctx, metrics) })
 	}
 	n.announce()
 	n.spawn(func() error { n.network.Run(ctx); return nil })
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
-	if err := n.manager.CompleteLease(ctx, n.network.Lease(), &n.parts); err != nil {
-		if strings.EqualFold(err.Error(), "interrupted") { // what flannel's etcd manager calls a lease that is gone
+	return n.keepLease(ctx)
+}
+
+// keepLease renews the lease until ctx ends, or until it is taken away, which ends the daemon with exit code 0, as flanneld. What
+// flannel's manager gives up over is begun again: a lease that nobody renews costs this node its peers a day later.
+func (n *node) keepLease(ctx context.Context) error {
+	for {
+		err := n.manager.CompleteLease(ctx, n.network.Lease(), &n.parts)
+		switch {
+		case err == nil: // Kubernetes: nothing to renew
+			<-ctx.Done()
+			return nil
+		case strings.EqualFold(err.Error(), "interrupted"): // what flannel's etcd manager calls a lease that is gone
 			klog.Info("Lease has been revoked. Shutting down daemon.")
-			return nil // and so with exit code 0, as flanneld
+			return nil
+		case ctx.Err() != nil:
+			return nil
 		}
-		klog.Errorf("keep the lease: %v", err)
+		klog.Errorf("keep the lease, trying again: %v", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
 	}
-	<-ctx.Done()
-	return nil
 }
 
 // openManager connects to where the leases are.

@@ -35,6 +35,7 @@ func run(args []string, env func(string) (string, bool), stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	return exitCode(serve(ctx, o, slog.New(slog.NewTextHandler(stderr, nil))), stderr)
 }
 

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/flannel-io/flannel/pkg/backend"
 	"github.com/flannel-io/flannel/pkg/ip"
@@ -16,6 +18,7 @@ import (
 	"github.com/flannel-io/flannel/pkg/subnet/etcd"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/cmd/internal/vtep"
@@ -105,23 +108,79 @@ func (nw *tunnelNetwork) start(ctx context.Context) error {
 
 // Run implements backend.Network: it follows the leases until ctx ends.
 func (nw *tunnelNetwork) Run(ctx context.Context) {
-	watcher, err := nw.node.watcher(ctx, nw.SubnetLease)
-	if err != nil { // it worked for flannel's manager
+	nw.dropUnused()
+	if err := nw.follow(ctx); err != nil { // it worked for flannel's manager
 		nw.node.fail(err)
 		return
 	}
-	nw.leases.Leases = watcher
+	go nw.keepRoutes(ctx)
 	nw.leases.Run(ctx)
 }
 
-// watcher returns who tells of the leases, always all of them: flannel's manager for etcd, our own for Kubernetes.
-func (n *node) watcher(ctx context.Context, own *lease.Lease) (flannel.Watcher, error) {
+// routeRetry is how long after a route could not be added it is tried again.
+const routeRetry = 5 * time.Second
+
+// keepRoutes tries again what routes could not be added: with the next change of the leases, that might be hours.
+func (nw *tunnelNetwork) keepRoutes(ctx context.Context) {
+	ticker := time.NewTicker(routeRetry)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			for _, e := range nw.ends {
+				e.vtep.RetryRoutes()
+			}
+		}
+	}
+}
+
+// dropUnused removes the devices of this node's lease that another backend kept, whose routes would lead into them.
+func (nw *tunnelNetwork) dropUnused() {
+	links, err := netlink.LinkList()
+	if err != nil {
+		klog.Errorf("look for devices of another backend: %v", err)
+		return
+	}
+	for _, l := range links {
+		used := slices.ContainsFunc(nw.ends, func(e *end) bool { return e.vtep.Config.Device.Name == l.Attrs().Name })
+		if used || !left(l) || !nw.hasLease(l) {
+			continue
+		}
+		klog.Infof("device %s was left by another backend: it is removed", l.Attrs().Name)
+		if err := netlink.LinkDel(l); err != nil {
+			klog.Errorf("remove device %s: %v", l.Attrs().Name, err)
+		}
+	}
+}
+
+// hasLease reports whether a device has the address that a device of this node's lease has: there may be other daemons here.
+func (nw *tunnelNetwork) hasLease(l netlink.Link) bool {
+	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+	return err == nil && slices.ContainsFunc(addrs, func(a netlink.Addr) bool {
+		return slices.ContainsFunc(nw.ends, func(e *end) bool {
+			return slices.ContainsFunc(e.vtep.Config.Device.Addresses, func(own netip.Prefix) bool { return a.IPNet.String() == own.String() })
+		})
+	})
+}
+
+// left reports whether a device is one that this program made, and that no process has now.
+func left(l netlink.Link) bool {
+	return l.Type() == "tuntap" && ours(l.Attrs().Name) && l.Attrs().RawFlags&unix.IFF_LOWER_UP == 0
+}
+
+// follow says who tells of the leases, always all of them: flannel's manager for etcd, our own for Kubernetes.
+func (nw *tunnelNetwork) follow(ctx context.Context) error {
+	n := nw.node
 	if !n.o.kubeSubnetMgr {
-		return etcdLeases{n.o}, nil
+		nw.leases.Leases, nw.leases.CheckEvery = etcdLeases{n.o}, 10*time.Second
+		nw.leases.Check = func(ctx context.Context) error { _, err := n.manager.GetNetworkConfig(ctx); return err }
+		return nil
 	}
 	client, err := nodes.Connect(n.o.kubeAPIURL, n.o.kubeConfigFile)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	go func() { // flannel's manager collects events for somebody, and logs when nobody takes them
 		events := make(chan []lease.LeaseWatchResult)
@@ -129,7 +188,11 @@ func (n *node) watcher(ctx context.Context, own *lease.Lease) (flannel.Watcher, 
 		for range events {
 		}
 	}()
-	return &nodes.Watcher{Client: client, Prefix: n.o.kubeAnnotationPrefix, Own: *own, Log: n.log}, nil
+	own := *nw.SubnetLease
+	own.Expiration = time.Time{} // a date that flannel makes up
+	nw.leases.Leases, nw.leases.CheckEvery = &nodes.Watcher{Client: client, Prefix: n.o.kubeAnnotationPrefix, Own: own, Log: n.log}, time.Minute
+	nw.leases.Check = func(context.Context) error { _, err := client.Discovery().ServerVersion(); return err }
+	return nil
 }
 
 // etcdLeases watches leases in etcd, each watch with a client of its own: flannel's manager closes its client when a watch
@@ -273,11 +336,8 @@ func cleanup() error {
 	var errs []error
 	busy := false
 	for _, l := range links {
-		if l.Type() != "tuntap" || !ours(l.Attrs().Name) {
-			continue
-		}
-		if l.Attrs().RawFlags&unix.IFF_LOWER_UP != 0 {
-			busy = true
+		if !left(l) {
+			busy = busy || l.Type() == "tuntap" && ours(l.Attrs().Name)
 			continue
 		}
 		if err := netlink.LinkDel(l); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -76,6 +77,9 @@ func (b *udpBackend) RegisterNetwork(ctx context.Context, _ *sync.WaitGroup, con
 		return nil, err
 	}
 	nw := b.network(l)
+	if l.Subnet.Empty() {
+		return nil, errors.New("the lease has no IPv4 subnet, and udp carries nothing else")
+	}
 	t, err := describe(`  - device: {name: %s, addresses: [%s/32], mtu: %d}
     underlay: {encap: flannel-udp, local: %s, port: %d, source_check: {outer: %s, inner: %s}}
 `, udpDevice, flannel.Addr(l.Subnet.IP), c.MTU-encap.Overhead(encap.NewFlannelUDP(), false), own, c.Port, check.Outer, check.Inner)

@@ -100,6 +100,12 @@ func (b *vxlanBackend) RegisterNetwork(ctx context.Context, wg *sync.WaitGroup, 
 	if c.Dataplane == "userspace" {
 		return b.register(ctx, config, c)
 	}
+	if c.UDPPort != 0 {
+		return nil, errors.New("network configuration: Backend.UDPPort: the kernel's dataplane cannot speak udp beside: use Dataplane userspace, or leave it out")
+	}
+	if c.SourceCheck != "" {
+		klog.Warning("network configuration: Backend.SourceCheck has no effect: the kernel's dataplane checks no sources")
+	}
 	kernel, err := vxlan.New(b.manager, b.external)
 	if err != nil {
 		return nil, err
@@ -150,6 +156,9 @@ func (b *vxlanBackend) describe(ctx context.Context, c vxlanConfig, v6 bool) (h 
 	own, public, err := local(b.external, v6)
 	if err != nil {
 		return h, err
+	}
+	if _, _, err := tunnel.UnderlayLink(public); err == nil {
+		own = public // as flannel's own: peers know this node by it
 	}
 	h = half{v6: v6, public: public}
 	device := fmt.Sprintf(vxlanDevices[family(v6)], c.VNI)
@@ -243,6 +252,9 @@ func (b *vxlanBackend) openCompanion(nw *tunnelNetwork, c vxlanConfig) error {
 
 // open makes one family's tunnel.
 func (b *vxlanBackend) open(nw *tunnelNetwork, config *subnet.Config, c vxlanConfig, h half) error {
+	if empty := [2]bool{nw.SubnetLease.Subnet.Empty(), nw.SubnetLease.IPv6Subnet.Empty()}; empty[family(h.v6)] {
+		return fmt.Errorf("%s is enabled but the lease has no %[1]s: give this node a subnet of both families, or disable one", [2]string{"IPv4", "IPv6"}[family(h.v6)])
+	}
 	within, err := flannel.Prefix(config.Network)
 	if err != nil && !h.v6 {
 		return fmt.Errorf("network configuration: Network: %w", err)
@@ -262,9 +274,9 @@ func (b *vxlanBackend) open(nw *tunnelNetwork, config *subnet.Config, c vxlanCon
 	if err := makeRoom(device); err != nil {
 		return err
 	}
-	o := vtep.Options{}
+	o := vtep.Options{DirectWithin: within}
 	if c.DirectRouting {
-		o.Direct, o.DirectWithin = reachedDirectly, within
+		o.Direct = reachedDirectly
 	}
 	if err := nw.open(h.tunnel, o, flannel.VXLANPeer(h.public, h.tunnel.Underlay.Port)); err != nil {
 		return err

@@ -31,11 +31,15 @@ type Source struct {
 	Own    lease.Lease // this node's, which is no peer
 	Views  []View      // of the leases, each for a tunnel of its own
 	Log    *slog.Logger
+	// Check, when not nil, is asked now and then whether who has the leases can be reached: a watch says nothing of that.
+	Check      func(ctx context.Context) error
+	CheckEvery time.Duration
 
-	known map[string]lease.Lease // by subnet; kept when a watch fails
-	bad   map[string]string      // leases that make no peer, and why
-	mu    sync.Mutex
-	state State
+	doubted map[string]bool        // leases that the last list lacked, and that have not expired
+	known   map[string]lease.Lease // by subnet; kept when a watch fails
+	bad     map[string]string      // leases that make no peer, and why
+	mu      sync.Mutex
+	state   State
 }
 
 // View is the peers that one tunnel sees in the leases.
@@ -74,21 +78,58 @@ const (
 // that makes no peer is named and left out; the others count.
 func (s *Source) Run(ctx context.Context) {
 	s.known, s.bad = make(map[string]lease.Lease), make(map[string]string)
+	if s.Check != nil {
+		go s.keepChecking(ctx)
+	}
 	for {
 		err := s.watch(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		s.mu.Lock()
-		s.state.Failures++
-		s.state.Err = err
-		s.mu.Unlock()
+		s.note(err)
 		s.Log.Error("cannot watch leases, trying again", "err", err, "in", retry)
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(retry):
 		}
+	}
+}
+
+// note books a failure.
+func (s *Source) note(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state.Failures++
+	s.state.Err = err
+}
+
+// keepChecking asks Check until ctx ends, and says when that changes.
+func (s *Source) keepChecking(ctx context.Context) {
+	ticker := time.NewTicker(s.CheckEvery)
+	defer ticker.Stop()
+	for failing := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		asking, cancel := context.WithTimeout(ctx, s.CheckEvery)
+		err := s.Check(asking)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil && !failing:
+			s.Log.Error("the leases cannot be reached, the peers of before stay in force", "err", err)
+			s.note(err)
+		case err == nil && failing:
+			s.Log.Info("the leases can be reached again")
+			s.mu.Lock()
+			s.state.Err = nil
+			s.mu.Unlock()
+		}
+		failing = err != nil
 	}
 }
 
@@ -148,6 +189,7 @@ func (s *Source) follow(ctx context.Context, results <-chan []lease.LeaseWatchRe
 var (
 	errEnded   = errors.New("the watch ended")
 	errPartial = errors.New("a list of leases without this node's own: something was left out")
+	errDoubted = errors.New("a list of leases without some that have not expired: listing again to be sure")
 )
 
 // take books one result. A snapshot is everyone, whatever was known; but flannel's etcd watch sends an empty one for an event
@@ -158,6 +200,9 @@ func (s *Source) take(r *lease.LeaseWatchResult) error {
 		own := func(l lease.Lease) bool { return key(&l) == key(&s.Own) }
 		if !slices.ContainsFunc(r.Snapshot, own) {
 			return errPartial
+		}
+		if s.doubt(r.Snapshot) {
+			return errDoubted
 		}
 		clear(s.known)
 		for _, l := range r.Snapshot {
@@ -176,14 +221,34 @@ func (s *Source) take(r *lease.LeaseWatchResult) error {
 	return nil
 }
 
+// doubt reports whether a list lacks leases that should still be there, and that the list before it did not lack as well.
+func (s *Source) doubt(list []lease.Lease) bool {
+	missing := make(map[string]bool)
+	for k, l := range s.known {
+		if l.Expiration.After(time.Now()) && !slices.ContainsFunc(list, func(o lease.Lease) bool { return key(&o) == k }) {
+			missing[k] = true
+		}
+	}
+	agreed := true
+	for k := range missing {
+		agreed = agreed && s.doubted[k]
+	}
+	if s.doubted = missing; agreed {
+		s.doubted = nil
+	}
+	return !agreed
+}
+
 func key(l *lease.Lease) string { return l.Subnet.String() + " " + l.IPv6Subnet.String() }
 
 // apply hands over the peers of all leases.
 func (s *Source) apply() {
 	bad := make(map[string]string)
+	var failure error
 	for _, v := range s.Views {
 		peers := s.peers(v, bad)
 		if change, err := v.Set(peers); err != nil {
+			failure = fmt.Errorf("the leases' peers are refused, what was before stays: %w", err)
 			s.Log.Error("the leases' peers are refused, what was before stays", "err", err)
 		} else if change.Any() || s.state.Applied.IsZero() {
 			s.Log.Info("leases", "peers", len(peers), "result", change.String())
@@ -192,7 +257,10 @@ func (s *Source) apply() {
 	s.complain(bad)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.state.Leases, s.state.Bad, s.state.Applied, s.state.Err = len(s.known), len(bad), time.Now(), nil
+	s.state.Leases, s.state.Bad, s.state.Err = len(s.known), len(bad), failure
+	if failure == nil {
+		s.state.Applied = time.Now()
+	}
 	s.state.Expires = s.known[key(&s.Own)].Expiration
 }
 

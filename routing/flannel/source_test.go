@@ -23,19 +23,31 @@ type cluster struct {
 	play []lease.LeaseWatchResult
 	fail error
 	runs int
+	keep bool // what is left is played to the next watch
 }
 
 func (c *cluster) WatchLeases(ctx context.Context, receiver chan []lease.LeaseWatchResult) error {
 	c.runs++
+	defer func() {
+		if !c.keep {
+			c.play = nil
+		}
+	}()
 	for _, r := range c.play {
 		select {
 		case receiver <- []lease.LeaseWatchResult{r}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		time.Sleep(200 * time.Millisecond)
+		if c.keep {
+			c.play = c.play[1:]
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	c.play = nil
 	if c.fail != nil {
 		return c.fail
 	}
@@ -248,6 +260,54 @@ func TestPartialLists(t *testing.T) {
 			t.Errorf("%d watches, peers %q, log\n%s", c.runs, sets, log)
 		}
 	}
+}
+
+// A list that lacks leases which have not expired is made again before they are given up: flannel leaves out those whose time to
+// live it was not told.
+func TestIncompleteLists(t *testing.T) {
+	lasting := func(subnet, public string) lease.Lease {
+		l := leaseOf(subnet, public)
+		l.Expiration = time.Now().Add(100 * 365 * 24 * time.Hour)
+		return l
+	}
+	b, c := lasting("10.10.2.0/24", "172.30.0.2"), lasting("10.10.3.0/24", "172.30.0.3")
+	const both, one = "10.10.2.0/24@172.30.0.2:8285 10.10.3.0/24@172.30.0.3:8285", "10.10.3.0/24@172.30.0.3:8285"
+	for name, tc := range map[string]struct {
+		lists []lease.LeaseWatchResult
+		want  []string
+		runs  int
+	}{
+		"one list":                     {[]lease.LeaseWatchResult{everyone(ownLease, b, c), everyone(ownLease, c), everyone(ownLease, b, c)}, []string{both, both}, 2},
+		"two that agree":               {[]lease.LeaseWatchResult{everyone(ownLease, b, c), everyone(ownLease, c), everyone(ownLease, c)}, []string{both, one}, 2},
+		"two that lack different ones": {[]lease.LeaseWatchResult{everyone(ownLease, b, c), everyone(ownLease, c), everyone(ownLease, b), everyone(ownLease, b, c)}, []string{both, both}, 3},
+	} {
+		cl := &cluster{play: tc.lists, keep: true}
+		sets, _ := follow(t, cl)
+		if !slices.Equal(sets, tc.want) || cl.runs != tc.runs {
+			t.Errorf("%s: %d watches, %q, want %d, %q", name, cl.runs, sets, tc.runs, tc.want)
+		}
+	}
+}
+
+// Whether the leases can be reached is asked, and told.
+func TestReachability(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var fail error
+		s := flannel.Source{
+			Leases: &cluster{play: []lease.LeaseWatchResult{everyone(ownLease)}}, Own: ownLease, Log: slog.New(slog.DiscardHandler),
+			Check: func(context.Context) error { return fail }, CheckEvery: 10 * time.Second,
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go s.Run(ctx)
+		defer func() { cancel(); synctest.Wait() }()
+		for _, err := range []error{nil, errors.New("no leader"), nil} {
+			fail = err
+			time.Sleep(15 * time.Second)
+			if got := s.State().Err; !errors.Is(got, err) {
+				t.Errorf("%v, want %v", got, err)
+			}
+		}
+	})
 }
 
 // Two nodes that claim one subnet, or one MAC: the one whose lease is newer is the peer, the other is named.

@@ -49,12 +49,13 @@ func adoptDirect(within netip.Prefix) (*directRoutes, error) {
 // set makes the routes those of peers; a route of somebody else's to the same prefix is replaced, as flannel replaces it.
 func (d *directRoutes) set(peers []*routing.Peer) error {
 	wanted := make(map[netip.Prefix]bool)
-	var errs []error
+	present, err := adoptDirect(d.within) // the kernel drops routes when a device goes down
+	errs := []error{err}
 	for _, p := range peers {
 		for _, prefix := range p.AllowedIPs {
 			wanted[prefix] = true
 			gateway := p.Endpoint.Addr()
-			if d.through[prefix] == gateway && d.present(prefix, gateway) {
+			if d.through[prefix] == gateway && present.through[prefix] == gateway {
 				continue
 			}
 			if err := netlink.RouteReplace(directRoute(prefix, gateway)); err != nil {
@@ -74,12 +75,6 @@ func (d *directRoutes) set(peers []*routing.Peer) error {
 		delete(d.through, prefix)
 	}
 	return errors.Join(errs...)
-}
-
-// present asks the kernel, which drops routes when a device goes down.
-func (d *directRoutes) present(prefix netip.Prefix, gateway netip.Addr) bool {
-	list, err := netlink.RouteListFiltered(0, directRoute(prefix, gateway), netlink.RT_FILTER_DST|netlink.RT_FILTER_GW|netlink.RT_FILTER_PROTOCOL)
-	return err == nil && len(list) > 0
 }
 
 func directRoute(prefix netip.Prefix, gateway netip.Addr) *netlink.Route {

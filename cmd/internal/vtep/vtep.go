@@ -46,7 +46,7 @@ type Options struct {
 	// Network, when valid, is what the one route through the device leads to, instead of one for each of the peers' prefixes.
 	Network netip.Prefix
 	// Direct, when not nil, says whether packets for a peer with that endpoint are to be routed to it past the tunnel; DirectWithin
-	// holds the prefixes of all peers. The routes stay behind as Keep has it.
+	// holds the prefixes of all peers. The routes stay behind as Keep has it; without Direct, those that were left are removed.
 	Direct       func(endpoint netip.Addr) bool
 	DirectWithin netip.Prefix
 }
@@ -146,7 +146,7 @@ func (v *VTEP) open() error {
 			return err
 		}
 	}
-	if v.options.Direct != nil {
+	if v.options.DirectWithin.IsValid() {
 		v.direct, err = adoptDirect(v.options.DirectWithin)
 	}
 	return err
@@ -276,16 +276,17 @@ func (v *VTEP) setRoutes() {
 	var prefixes []netip.Prefix
 	var direct []*routing.Peer
 	for _, p := range v.Tunnel.Peers().Peers() {
-		if v.direct != nil && v.options.Direct(p.Endpoint.Addr()) {
+		if v.options.Direct != nil && v.options.Direct(p.Endpoint.Addr()) {
 			direct = append(direct, p)
 			continue
 		}
 		prefixes = append(prefixes, p.AllowedIPs...)
 	}
-	v.routeErr = v.link.SetRoutes(prefixes)
-	if v.direct != nil {
-		v.routeErr = errors.Join(v.routeErr, v.direct.set(direct))
+	v.routeErr = nil
+	if v.direct != nil { // first: a peer that changes to it has a way at all times
+		v.routeErr = v.direct.set(direct)
 	}
+	v.routeErr = errors.Join(v.routeErr, v.link.SetRoutes(prefixes))
 	if v.routeErr == nil {
 		v.routeErr = v.checkUnderlay()
 	}
@@ -306,6 +307,18 @@ func (v *VTEP) checkUnderlay() error {
 		}
 	}
 	return nil
+}
+
+// RetryRoutes tries again to add the routes that could not be.
+func (v *VTEP) RetryRoutes() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.ready || v.routeErr == nil {
+		return
+	}
+	if v.setRoutes(); v.routeErr == nil {
+		v.log.Info("all routes are there now", "device", v.Config.Device.Name)
+	}
 }
 
 // restore puts back what the kernel took away when the device was down: IPv6 addresses, and all routes.

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,9 +77,9 @@ func (w *Watcher) WatchLeases(ctx context.Context, receiver chan []lease.LeaseWa
 		}
 	}
 	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: w.listWatch(ctx), ObjectType: &corev1.Node{}, Transform: trim,
+		ListerWatcher: w.listWatch(ctx), ObjectType: &corev1.Node{}, Transform: w.trim,
 		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { note() }, UpdateFunc: func(any, any) { note() }, DeleteFunc: func(any) { note() },
+			AddFunc: func(any) { note() }, UpdateFunc: func(old, now any) { noteChange(old, now, note) }, DeleteFunc: func(any) { note() },
 		},
 	})
 	running, cancel := context.WithCancel(ctx)
@@ -119,14 +120,25 @@ func (w *Watcher) listWatch(ctx context.Context) cache.ListerWatcher {
 	}
 }
 
+// noteChange calls note when something changed that leases are made of: kubelets change their nodes all the time.
+func noteChange(old, now any, note func()) {
+	a, ok1 := old.(*corev1.Node)
+	b, ok2 := now.(*corev1.Node)
+	if !ok1 || !ok2 || !maps.Equal(a.Annotations, b.Annotations) || a.Spec.PodCIDR != b.Spec.PodCIDR || !slices.Equal(a.Spec.PodCIDRs, b.Spec.PodCIDRs) {
+		note()
+	}
+}
+
 // trim leaves of a node what leases are made of: thousands of whole ones are hundreds of megabytes.
-func trim(object any) (any, error) {
+func (w *Watcher) trim(object any) (any, error) {
 	n, ok := object.(*corev1.Node)
 	if !ok {
 		return object, nil
 	}
+	annotations := maps.Clone(n.Annotations)
+	maps.DeleteFunc(annotations, func(key, _ string) bool { return !strings.HasPrefix(key, annotationPrefix(w.Prefix)) })
 	return &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: n.Name, ResourceVersion: n.ResourceVersion, Annotations: maps.Clone(n.Annotations)},
+		ObjectMeta: metav1.ObjectMeta{Name: n.Name, ResourceVersion: n.ResourceVersion, Annotations: annotations},
 		Spec:       corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs},
 	}, nil
 }
