@@ -51,7 +51,7 @@ func OpenTUN(cfg TUNConfig) (*TUN, error) {
 	}
 	t := &TUN{cfg: cfg, name: cfg.Name, takenOver: cfg.Keep && exists(cfg.Name)}
 	if err := t.open(); err != nil {
-		return nil, errors.Join(err, t.Close())
+		return nil, errors.Join(err, t.Discard())
 	}
 	return t, nil
 }
@@ -299,6 +299,16 @@ func (t *TUN) Close() error {
 	}
 	t.fds = nil
 	return errors.Join(errs...)
+}
+
+// Discard is Close that keeps nothing, unless the device was there before.
+func (t *TUN) Discard() error {
+	if t.cfg.Keep && !t.takenOver && len(t.fds) > 0 {
+		if err := unix.IoctlSetInt(t.fds[0], unix.TUNSETPERSIST, 0); err != nil {
+			return errors.Join(fmt.Errorf("let %s go: %w", t.name, err), t.Close())
+		}
+	}
+	return t.Close()
 }
 
 // Capabilities returns the device's features.

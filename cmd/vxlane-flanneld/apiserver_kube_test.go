@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -196,6 +197,20 @@ func TestManifestsAgainstTheAPI(t *testing.T) {
 	}
 	chart := build("helm", "template", "flannel", "deploy/chart", "--namespace", "kube-flannel")
 	k.apply(chart, true)
+	for name, want := range map[string]string{
+		"flannel.vni=7,flannel.directRouting=true":                         `"VNI": 7`,
+		"flannel.backend=wireguard,flannel.backendPort=51999":              `"ListenPort": 51999`,
+		"flannel.backend=udp,flannel.backendPort=9285,flannel.mtu=1400":    `"Port": 9285`,
+		"flannel.backend=vxlan,flannel.backendOptions.Dataplane=userspace": `"Dataplane": "userspace"`,
+	} {
+		out := build("helm", "template", "flannel", "deploy/chart", "--set", name)
+		if !strings.Contains(string(out), strings.ReplaceAll(want, `"`, `\"`)) {
+			t.Errorf("%s: no %s in\n%s", name, want, out)
+		}
+	}
+	if out, err := exec.Command(program(t, "helm"), "template", "flannel", "deploy/chart", "--set", "netpol.enabled=true").CombinedOutput(); err == nil || !strings.Contains(string(out), "no network policies") {
+		t.Errorf("netpol: %s", out)
+	}
 	k.apply(build("helm", "template", "flannel", "deploy/chart", "--namespace", "kube-flannel", "--set", "podCidrv6=fd10::/56,flannel.backend=udp,flannel.backendOptions.MTU=1400,flannel.privileged=true,flannel.metrics=127.0.0.1:9472,flannel.healthz.port=0,flannel.nodeSelector.disk=ssd,global.imagePullSecrets[0].name=x"), true)
 	ours := manifests(t, append([]byte("\n"), chart...))
 	theirs := manifests(t, flannelFile(t, "Documentation/kube-flannel.yml"))
@@ -209,6 +224,8 @@ func TestManifestsAgainstTheAPI(t *testing.T) {
 		t.Errorf("net-conf.json %v, flannel's %v", a, b)
 	}
 	config.Data["net-conf.json"] = stock.Data["net-conf.json"]
+	pod := &theirs["DaemonSet"].(*appsv1.DaemonSet).Spec.Template.Spec
+	pod.Tolerations = append([]corev1.Toleration{{Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute}}, pod.Tolerations...) // as flannel's chart has it
 	wantFlannel(t, ours, theirs)
 }
 
@@ -298,8 +315,13 @@ func (k *kubeCluster) restartsAndChanges(backend string) {
 		return err
 	})
 	k.a.start("vxlane-flanneld")
-	k.a.awaitPeer(device, "10.10.3.0/24", "")
 	k.a.awaitPeer(device, "10.10.2.0/24", "172.30.0.2:"+port)
+	if at := k.a.peers(device)["10.10.3.0/24"]; at != "" {
+		t.Errorf("the node that went is still at %s", at)
+	}
+	if out := k.a.run("ip", "route", "show", "10.10.3.0/24"); out != "" {
+		t.Errorf("the route to the node that went is still there: %s", out)
+	}
 	if got := k.read("a").Annotations["flannel.alpha.coreos.com/public-ip"]; got != "172.30.0.1" {
 		t.Errorf("public-ip %s, overwritten with 172.30.0.1", got)
 	}

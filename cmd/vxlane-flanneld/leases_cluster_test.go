@@ -78,6 +78,9 @@ func TestEtcdOutage(t *testing.T) {
 			t.Fatalf("without etcd: %v\n%s", err, c.logs())
 		}
 	}
+	if s := c.a.status("flannel0"); len(s.Degraded) == 0 || !strings.Contains(s.Degraded[0], "the leases cannot be watched") {
+		t.Errorf("after a minute without etcd, the status says %q", s.Degraded)
+	}
 	c.etcd.start()
 	c.etcd.put(leaseKeys+"10.10.200.0-24", leaseAt("172.30.0.77"), 0)
 	for _, n := range []*member{c.a, c.b} {

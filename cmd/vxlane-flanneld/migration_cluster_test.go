@@ -198,7 +198,7 @@ func TestMigration(t *testing.T) {
 	defer stop()
 	streamed := make(chan error, 1)
 	go func() {
-		_, err := traffic.TCP(streaming, c.a.pod, c.b.pod, c.b.podAddr(), 20*time.Second)
+		_, err := traffic.TCP(streaming, c.a.pod, c.b.pod, c.b.podAddr(), time.Hour)
 		streamed <- err
 	}()
 	for _, b := range blocks(t, "../../docs/migration.md") {
@@ -235,7 +235,36 @@ func TestMigration(t *testing.T) {
 			t.Errorf("flannel0 is left behind: %s", out)
 		}
 	}
+	select {
+	case err := <-streamed:
+		t.Fatalf("TCP ended before the last step: %v", err)
+	default:
+	}
+	stop()
 	if err := <-streamed; err != nil {
 		t.Errorf("TCP: %v", err)
+	}
+	c.back(nodes)
+}
+
+// back goes the way that the guide describes at the end of its second step: from vxlan in user space to udp, node by node, in which
+// devices of the other backend do not swallow what is for the other node.
+func (c *cluster) back(nodes []*migrant) {
+	c.t.Helper()
+	const restart = "sed -i /VXLANE_VXLAN_DATAPLANE/d /etc/default/flanneld\nsystemctl restart vxlane-flanneld\n"
+	for _, network := range []string{
+		`{"Network": "10.10.0.0/16", "Backend": {"Type": "vxlan", "Dataplane": "userspace", "UDPPort": 8285}}`, udpNetwork16,
+	} {
+		c.etcd.put(configKey, network, 0)
+		for _, m := range nodes {
+			m.do(restart)
+			c.ping(c.a.pod, c.b.podAddr(), 56)
+			c.ping(c.b.pod, c.a.podAddr(), 56)
+		}
+	}
+	for _, m := range nodes {
+		if out := m.run("ip", "link", "show", "flannel.1"); !strings.Contains(out, "does not exist") {
+			c.t.Errorf("flannel.1 is left behind: %s", out)
+		}
 	}
 }

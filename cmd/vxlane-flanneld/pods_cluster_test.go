@@ -59,6 +59,17 @@ func TestDualStack(t *testing.T) {
 	}
 }
 
+// A node that is known by another of its addresses than the interface's first sends from that, and is reached there.
+func TestSecondAddress(t *testing.T) {
+	c := newCluster(t, vxlanNetwork)
+	c.must(c.a.host.AddAddresses("eth0", netip.MustParsePrefix("172.30.0.11/24")))
+	c.a.env, c.b.env = []string{dataplaneVariable + "=userspace"}, []string{dataplaneVariable + "=userspace"}
+	c.a.start("vxlane-flanneld", "--public-ip=172.30.0.11")
+	c.b.start("vxlane-flanneld")
+	c.b.awaitPeer("flannel.1", c.a.subnet.Masked().String(), "172.30.0.11:8472")
+	c.both()
+}
+
 // routeTo returns how a node sends to an address: the device, and the gateway when there is one.
 func (n *member) routeTo(to netip.Addr) (device, gateway string) {
 	n.c.t.Helper()

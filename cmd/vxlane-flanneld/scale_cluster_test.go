@@ -16,7 +16,7 @@ import (
 )
 
 // fill puts n leases of nodes that are not there into etcd, and returns how to change one.
-func (e *etcdServer) fill(n int) (change func(i, version int)) {
+func (e *etcdServer) fill(n int) (change func(i, version int) error) {
 	e.c.t.Helper()
 	var id clientv3.LeaseID
 	e.do(func(ctx context.Context) error {
@@ -37,8 +37,11 @@ func (e *etcdServer) fill(n int) (change func(i, version int)) {
 		}
 		e.do(func(ctx context.Context) error { _, err := e.client.Txn(ctx).Then(ops...).Commit(); return err })
 	}
-	return func(i, version int) {
-		e.do(func(ctx context.Context) error { _, err := e.client.Do(ctx, put(i, version)); return err })
+	return func(i, version int) error {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		_, err := e.client.Do(ctx, put(i, version))
+		return err
 	}
 }
 
@@ -89,20 +92,34 @@ func TestScale(t *testing.T) {
 			c.ping(c.a.pod, c.b.podAddr(), 56)
 
 			began = time.Now()
-			change(7, 1)
+			c.must(change(7, 1))
 			c.a.awaitPeer("flannel0", "10.100.7.0/24", "172.21.0.8:8285")
 			t.Logf("one change: in force after %s", time.Since(began).Round(time.Millisecond))
 
 			changing, stop := context.WithCancel(context.Background())
-			changed := make(chan int)
+			changed := make(chan int, 1)
 			go func() {
-				const rate = 200
+				const rate = 250 // a put takes a part of its time, so that 200 come of it
 				count := 0
+				defer func() { changed <- count }()
 				for tick := time.Tick(time.Second / rate); changing.Err() == nil; <-tick {
-					change(count%leases, 2+count/leases)
+					if err := change(count%leases, 2+count/leases); err != nil {
+						t.Error(err)
+						return
+					}
 					count++
 				}
-				changed <- count
+			}()
+			followed := make(chan bool, 1)
+			go func() { // while packets flow, and not only once they have: the first lease's first change
+				for changing.Err() == nil {
+					if c.a.peers("flannel0")["10.100.0.0/24"] == "172.22.0.1:8285" {
+						followed <- true
+						return
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+				followed <- false
 			}()
 			began = time.Now()
 			ctx, cancel := context.WithTimeout(context.Background(), 4*patience)
@@ -111,6 +128,9 @@ func TestScale(t *testing.T) {
 			took := time.Since(began)
 			stop()
 			count := <-changed
+			if !<-followed {
+				t.Error("no change was followed before the packets stopped")
+			}
 			if err != nil || r.Received != r.Sent || r.Reordered+r.Duplicated+r.Corrupted != 0 {
 				t.Errorf("during changes: %+v, %v\n%s", r, err, c.logs())
 			}

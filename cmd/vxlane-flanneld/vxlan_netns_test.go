@@ -3,6 +3,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -26,12 +27,20 @@ func (n *member) deviceType() (kind string) {
 	return kind
 }
 
+// vtepMAC is what a lease says of the VTEP.
+func vtepMAC(lease string) string {
+	_, rest, _ := strings.Cut(lease, `"VtepMAC":"`)
+	mac, _, _ := strings.Cut(rest, `"`)
+	return mac
+}
+
 // vxlane's dataplane and flannel's own vxlan backend, with the kernel's device, talk; nodes change from one to the other, in
 // both directions, and keep their subnets.
 func TestVXLANDataplanes(t *testing.T) {
 	c := newCluster(t, vxlanNetwork)
 	const userspace, kernel = "userspace", "kernel"
 	kinds := map[string]string{userspace: "tuntap", kernel: "vxlan"}
+	macs := make(map[*member]string)
 	for _, dataplanes := range [][2]string{{userspace, kernel}, {userspace, userspace}, {kernel, userspace}, {kernel, kernel}, {userspace, kernel}} {
 		for i, n := range []*member{c.a, c.b} {
 			before := n.subnet
@@ -45,6 +54,11 @@ func TestVXLANDataplanes(t *testing.T) {
 			if before.IsValid() && n.subnet != before {
 				t.Errorf("%v: %s has %s, had %s", dataplanes, n.host.Name(), n.subnet, before)
 			}
+			mac := vtepMAC(c.etcd.get(n.key()))
+			if was := macs[n]; dataplanes[i] == userspace && was != "" && was != mac { // flannel's own code takes a new one
+				t.Errorf("%v: %s has MAC %s, had %s", dataplanes, n.host.Name(), mac, was)
+			}
+			macs[n] = mac
 			if got := n.deviceType(); got != kinds[dataplanes[i]] {
 				t.Errorf("%v: the device of %s is a %s", dataplanes, n.host.Name(), got)
 			}

@@ -59,10 +59,11 @@ func (d *running) awaitEntry(key, peer string) tunnel.FDBEntry {
 
 // A TAP device and the kernel's vxlan device, each with addresses of its own: two hosts on one Ethernet, in every tier.
 func TestTAPAgainstTheKernel(t *testing.T) {
-	for name, tier := range map[string]string{"best": "", "portable": "    tier: portable\n"} {
+	for name, tier := range map[string]string{"best": "", "portable": "    tier: portable\n", "tunnel-gso": "    tier: tunnel-gso\n"} {
 		for profile, offloads := range map[string]map[string]bool{"full": nil, "wire": noOffloads} {
 			t.Run(name+" "+profile, func(t *testing.T) {
 				p := newPair(t, wire{Offloads: offloads})
+				p.needTier(name)
 				d := p.start(p.a, "--config", p.tapConfig("    peers: [{name: b, endpoint: 172.30.0.2}]\n"+tier))
 				p.addKernelPeer()
 				before := p.counters()

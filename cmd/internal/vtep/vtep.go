@@ -71,6 +71,10 @@ func Open(c static.Tunnel, key string, o Options, log *slog.Logger) (*VTEP, erro
 		return nil, err
 	}
 	if err := v.open(); err != nil {
+		if v.device != nil {
+			err = errors.Join(err, v.device.Discard())
+			v.device = nil
+		}
 		return nil, errors.Join(err, v.Close())
 	}
 	return v, nil
