@@ -23,6 +23,8 @@ FLANNEL  := $(shell test "$$($(GO) env GOARCH)" = amd64 && command -v gcc >/dev/
 ARCHES   := arm64 arm riscv64 ppc64le s390x
 # What make test builds for: one of 64 bits, one of 32, one that is big-endian.
 KINDS    := arm64 arm s390x
+# Tags of all tests there are, but for those that need flannel's proxy.
+RINGS    := netns,cluster,kube
 WITH_FLANNEL := ./bench/system ./cmd/vxlane-flanneld
 COMMIT   := $(shell git describe --always --exclude '*' --dirty 2>/dev/null || echo unknown)
 CLI      := github.com/vxlane/vxlane/cmd/internal/cli
@@ -44,12 +46,12 @@ format:
 
 vet:
 	$(GO) vet ./...
-	$(GO) vet -tags netns ./...
-	$(if $(FLANNEL),CGO_ENABLED=1 $(GO) vet -tags netns$(COMMA)flannel $(WITH_FLANNEL))
+	$(GO) vet -tags $(RINGS) ./...
+	$(if $(FLANNEL),CGO_ENABLED=1 $(GO) vet -tags $(RINGS)$(COMMA)flannel $(WITH_FLANNEL))
 
 staticcheck:
-	$(GO) tool staticcheck -tags netns ./...
-	$(if $(FLANNEL),CGO_ENABLED=1 $(GO) tool staticcheck -tags netns$(COMMA)flannel $(WITH_FLANNEL))
+	$(GO) tool staticcheck -tags $(RINGS) ./...
+	$(if $(FLANNEL),CGO_ENABLED=1 $(GO) tool staticcheck -tags $(RINGS)$(COMMA)flannel $(WITH_FLANNEL))
 
 # Who may import whom; cmd/vxlane/arch_test.go has the rules.
 arch:

@@ -222,18 +222,19 @@ func TestFlannelUDP(t *testing.T) {
 			tunneltest.From("172.30.0.2", udp(t, "10.99.0.2", "10.99.0.1", 53, nil, withTTL(1))),
 		)
 		synctest.Wait()
-		if sent := sentTo(r, "172.30.0.2:8472"); len(sent) != 1 || !bytes.Equal(sent[0].Data, udp(t, "10.99.0.1", "10.99.0.2", 53, []byte("x"), withTTL(63))) {
+		// The first is what the peer's sender is told of the packet that died on arrival.
+		if sent := sentTo(r, "172.30.0.2:8472"); len(sent) != 2 || !bytes.Equal(sent[0].Data[12:21], []byte{10, 99, 0, 1, 10, 99, 0, 2, 11}) || !bytes.Equal(sent[1].Data, udp(t, "10.99.0.1", "10.99.0.2", 53, []byte("x"), withTTL(63))) {
 			t.Errorf("sent %+v", sent)
 		}
 		if w := r.device.Queue(0).Written(); len(w) != 1 || !bytes.Equal(w[0], udp(t, "10.99.0.2", "10.99.0.1", 53, nil, withTTL(8))) {
 			t.Errorf("written %x", w)
 		}
 		s := r.tunnel.Stats()
-		if s.Encap.Reasons["ttl_expired"] != 1 || s.Decap.Reasons["ttl_expired"] != 1 || s.Generated.ICMPErrors != 2 {
+		if s.Encap.Reasons["ttl_expired"] != 1 || s.Decap.Reasons["ttl_expired"] != 1 || s.Generated.ICMPErrors != 3 {
 			t.Errorf("counters %+v", s)
 		}
 		answers := r.device.Injected()
-		if len(answers) != 2 || answers[0][20] != 11 || answers[1][20] != 3 || answers[1][21] != 0 {
+		if len(answers) != 2 || answers[0][20] != 11 || !bytes.Equal(answers[0][12:16], []byte{10, 99, 0, 2}) || answers[1][20] != 3 || answers[1][21] != 0 {
 			t.Errorf("ICMP errors %x, want time exceeded and net unreachable", answers)
 		}
 	})

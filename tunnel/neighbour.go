@@ -430,6 +430,27 @@ func (n *neighbours) releaseAll(e *neighbour, mac encap.MAC) {
 	e.queue = nil
 }
 
+// sendTimeExceeded tells the sender of a packet from a peer, through the tunnel, that its TTL was used up at this end.
+func (n *neighbours) sendTimeExceeded(peer *routing.Peer, p *Packet) {
+	src, ok := n.t.own.Load().SourceFor(p.Headers.Src)
+	if !ok {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.t.slow.mu.Lock()
+	defer n.t.slow.mu.Unlock()
+	if !n.t.slow.limit.allow(p.Headers.Src) {
+		return
+	}
+	sent := n.send(peer, peer.LinkAddr(), p.Headers.Kind, func(b []byte) []byte {
+		return encap.AppendUnreachable(b, encap.TimeExceeded, src, 0, p.Data, &p.Headers)
+	})
+	if sent {
+		n.t.slow.generated.icmpErrors.Add(1)
+	}
+}
+
 // send encapsulates what appendTo appends and sends it to p.
 func (n *neighbours) send(p *routing.Peer, dst encap.MAC, kind encap.Kind, appendTo func([]byte) []byte) bool {
 	if n.stopped {

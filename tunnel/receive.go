@@ -139,6 +139,9 @@ func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int)
 	switch {
 	case v.Reason != encap.None:
 		x.count.drop(v.Reason, p.Count)
+		if v.Reason == encap.TTLExpired && v.Peer != nil && encap.MayAnswerWithError(p.Data, &p.Headers) {
+			x.t.neighbours.sendTimeExceeded(v.Peer, p)
+		}
 	case v.Consumed:
 		x.count.consumed.Add(uint64(p.Count))
 	default:

@@ -228,10 +228,10 @@ func (x *transmitter) account() {
 // explain answers a dropped packet with an ICMP error, where its sender can use one and the limits allow it.
 func (x *transmitter) explain(r encap.Reason, peer *routing.Peer, p *Packet) {
 	var u encap.Unreachable
-	mtu := 0
+	mtu, src := 0, p.Headers.Dst
 	switch {
 	case r == encap.TTLExpired:
-		u = encap.TimeExceeded
+		u, src = encap.TimeExceeded, farEnd(peer, src)
 	case r == encap.PktTooBig && peer != nil && peer.State().PathMTU() > 0:
 		u, mtu = encap.TooBig, x.t.innerMTU(peer, p)
 	case r != encap.NoTXTarget, !x.t.told.Load(), x.t.rules.Bridge:
@@ -242,8 +242,19 @@ func (x *transmitter) explain(r encap.Reason, peer *routing.Peer, p *Packet) {
 		u = encap.NetUnreachable
 	}
 	if encap.MayAnswerWithError(p.Data, &p.Headers) {
-		x.t.injectError(u, mtu, p)
+		x.t.injectError(u, src, mtu, p)
 	}
+}
+
+// farEnd returns an address for a peer's end of the tunnel, by which traceroute shows it as a hop: the first that is behind it, as
+// that is flannel's for its device. dst, which is behind it as well, stands in where there is none of its family.
+func farEnd(peer *routing.Peer, dst netip.Addr) netip.Addr {
+	for _, prefix := range peer.AllowedIPs {
+		if prefix.Addr().Is4() == dst.Is4() {
+			return prefix.Addr()
+		}
+	}
+	return dst
 }
 
 // datagram describes a datagram that carries a packet to remote.
@@ -257,12 +268,12 @@ func (t *Tunnel) datagram(h *encap.Headers, remote netip.AddrPort) Datagram {
 	return d
 }
 
-// injectError writes an ICMP error about p to the device, as from the address that p was for: the kernel takes nothing
+// injectError writes an ICMP error about p to the device, as from src, an address behind a peer: the kernel takes nothing
 // from a device whose source is one of its own addresses (net/ipv4/fib_frontend.c, __fib_validate_source), and the route
-// back to this one leads to the device.
+// back to such a one leads to the device.
 // In Ethernet mode it is a frame from the station that p was for, as the kernel's vxlan makes it (net/ipv4/ip_tunnel_core.c,
 // iptunnel_pmtud_build_icmp).
-func (t *Tunnel) injectError(u encap.Unreachable, mtu int, p *Packet) {
+func (t *Tunnel) injectError(u encap.Unreachable, src netip.Addr, mtu int, p *Packet) {
 	t.slow.mu.Lock()
 	defer t.slow.mu.Unlock()
 	if !t.slow.limit.allow(p.Headers.Src) {
@@ -274,7 +285,7 @@ func (t *Tunnel) injectError(u encap.Unreachable, mtu int, p *Packet) {
 		t.slow.buf = append(append(append(t.slow.buf, link.Src[:]...), link.Dst[:]...), p.Data[12:p.Headers.L3]...)
 	}
 	start := len(t.slow.buf)
-	message := encap.AppendUnreachable(t.slow.buf[start:], u, p.Headers.Dst, mtu, p.Data, &p.Headers)
+	message := encap.AppendUnreachable(t.slow.buf[start:], u, src, mtu, p.Data, &p.Headers)
 	t.slow.buf = append(t.slow.buf[:start], message...)
 	if t.device.Inject(t.slow.buf) == nil {
 		t.slow.generated.icmpErrors.Add(1)

@@ -17,6 +17,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
 
 	"github.com/vxlane/vxlane/bench/lab"
 )
@@ -68,6 +70,51 @@ func TestSecondAddress(t *testing.T) {
 	c.b.start("vxlane-flanneld")
 	c.b.awaitPeer("flannel.1", c.a.subnet.Masked().String(), "172.30.0.11:8472")
 	c.both()
+}
+
+// A packet's way from pod to pod has four hops over udp, two of them the tunnel's: each says where it is (flannel's own two are
+// silent).
+func TestTraceroute(t *testing.T) {
+	c := newCluster(t, udpNetwork16)
+	c.a.start("vxlane-flanneld")
+	c.b.start("vxlane-flanneld")
+	c.ping(c.a.pod, c.b.podAddr(), 56)
+	var icmps *icmp.PacketConn
+	c.must(c.a.pod.Run(func() (err error) { icmps, err = icmp.ListenPacket("ip4:icmp", "0.0.0.0"); return err }))
+	defer icmps.Close()
+	var hops []string
+	for ttl := 1; ttl <= 5; ttl++ {
+		c.must(c.a.pod.Run(func() error {
+			conn, err := net.Dial("udp4", netip.AddrPortFrom(c.b.podAddr(), 33434).String())
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			if err := ipv4.NewConn(conn).SetTTL(ttl); err != nil {
+				return err
+			}
+			_, err = conn.Write([]byte("where"))
+			return err
+		}))
+		c.must(icmps.SetReadDeadline(time.Now().Add(patience)))
+		buf := make([]byte, 1500)
+		n, from, err := icmps.ReadFrom(buf)
+		c.must(err)
+		m, err := icmp.ParseMessage(1, buf[:n])
+		c.must(err)
+		hops = append(hops, fmt.Sprint(from, " ", m.Type))
+	}
+	far := c.b.subnet.Masked().Addr().String()
+	want := []string{
+		c.a.subnet.Addr().String() + " time exceeded", far + " time exceeded", far + " time exceeded",
+		c.b.subnet.Addr().String() + " time exceeded", c.b.podAddr().String() + " destination unreachable",
+	}
+	if hops[3] == far+" time exceeded" { // the node answers with the address of the device that the packet came from
+		want[3] = hops[3]
+	}
+	if !slices.Equal(hops, want) {
+		t.Errorf("hops %q, want %q\n%s", hops, want, c.logs())
+	}
 }
 
 // routeTo returns how a node sends to an address: the device, and the gateway when there is one.

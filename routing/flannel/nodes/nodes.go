@@ -77,7 +77,7 @@ func (w *Watcher) WatchLeases(ctx context.Context, receiver chan []lease.LeaseWa
 		}
 	}
 	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: w.listWatch(ctx), ObjectType: &corev1.Node{}, Transform: w.trim,
+		ListerWatcher: w.listWatch(), ObjectType: &corev1.Node{}, Transform: w.trim,
 		Handler: cache.ResourceEventHandlerFuncs{
 			AddFunc: func(any) { note() }, UpdateFunc: func(old, now any) { noteChange(old, now, note) }, DeleteFunc: func(any) { note() },
 		},
@@ -112,11 +112,11 @@ func (w *Watcher) WatchLeases(ctx context.Context, receiver chan []lease.LeaseWa
 	}
 }
 
-func (w *Watcher) listWatch(ctx context.Context) cache.ListerWatcher {
+func (w *Watcher) listWatch() cache.ListerWatcher {
 	nodes := w.Client.CoreV1().Nodes()
 	return &cache.ListWatch{
-		ListFunc:  func(o metav1.ListOptions) (runtime.Object, error) { return nodes.List(ctx, o) },
-		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) { return nodes.Watch(ctx, o) },
+		ListWithContextFunc:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return nodes.List(ctx, o) },
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return nodes.Watch(ctx, o) },
 	}
 }
 
