@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -292,19 +293,25 @@ func TestIncompleteLists(t *testing.T) {
 // Whether the leases can be reached is asked, and told.
 func TestReachability(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var fail error
+		var down atomic.Bool
+		broken := errors.New("no leader")
 		s := flannel.Source{
 			Leases: &cluster{play: []lease.LeaseWatchResult{everyone(ownLease)}}, Own: ownLease, Log: slog.New(slog.DiscardHandler),
-			Check: func(context.Context) error { return fail }, CheckEvery: 10 * time.Second,
+			Check: func(context.Context) error {
+				if down.Load() {
+					return broken
+				}
+				return nil
+			}, CheckEvery: 10 * time.Second,
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		go s.Run(ctx)
 		defer func() { cancel(); synctest.Wait() }()
-		for _, err := range []error{nil, errors.New("no leader"), nil} {
-			fail = err
+		for _, fails := range []bool{false, true, false} {
+			down.Store(fails)
 			time.Sleep(15 * time.Second)
-			if got := s.State().Err; !errors.Is(got, err) {
-				t.Errorf("%v, want %v", got, err)
+			if got := s.State().Err; errors.Is(got, broken) != fails {
+				t.Errorf("%v, want an error: %v", got, fails)
 			}
 		}
 	})
