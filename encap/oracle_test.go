@@ -36,7 +36,10 @@ func TestOracleVXLANHeaders(t *testing.T) {
 		case b[0] == 0x88 && b[1]&^0x48 == 0 && b[1]|b[2]|b[3] != 0:
 			strictWant = ExtensionNotEnabled
 		case b[0]&^3 == 0x0c && b[1]|b[2] == 0 && b[3] != 0:
-			strictWant, lenientWant = ExtensionNotEnabled, ExtensionNotEnabled
+			strictWant = ExtensionNotEnabled
+		}
+		if b[0]&0x0c == 0x0c && b[3] != 0 {
+			lenientWant = ExtensionNotEnabled
 		}
 		strictVNI, strict := DecodeVXLAN(b, StrictBits)
 		lenientVNI, lenient := DecodeVXLAN(b, IgnoreBits)

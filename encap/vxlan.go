@@ -74,6 +74,9 @@ func DecodeVXLAN(datagram []byte, mode ReservedBits) (VNI, Reason) {
 	}
 	gbp := flags&^vxlanFieldGBP == vxlanFlagVNI|vxlanFlagGBP && flags&vxlanFieldGBP != 0
 	gpe := flags&^(vxlanFieldGPE|vxlanFlagsBOAM) == vxlanFlagVNI|vxlanFlagGPE && flags&vxlanFieldGPE != 0
+	if mode == IgnoreBits { // whatever else is set: what is behind it may be anything
+		gpe = flags&vxlanFlagGPE != 0 && flags&vxlanFieldGPE != 0
+	}
 	if gpe || gbp && mode == StrictBits {
 		return 0, ExtensionNotEnabled
 	}

@@ -77,6 +77,7 @@ func TestExtensions(t *testing.T) {
 		"the G flag alone":                {0x88000000, VXLANInvalidHdr, None},
 		"GPE with IPv4":                   {0x0c000001, ExtensionNotEnabled, ExtensionNotEnabled},
 		"GPE with NSH, BUM":               {0x0e000004, ExtensionNotEnabled, ExtensionNotEnabled},
+		"GPE of a later version":          {0x1c000003, VXLANInvalidHdr, ExtensionNotEnabled},
 		"the P flag alone":                {0x0c000000, VXLANInvalidHdr, None},
 		"a group without the G flag":      {0x08000007, VXLANInvalidHdr, None},
 		"GBP without a VNI":               {0x80000007, VXLANInvalidHdr, VXLANInvalidHdr},

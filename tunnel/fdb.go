@@ -95,10 +95,21 @@ func newFDB(cfg FDBConfig, log *slog.Logger) *fdb {
 
 // lookup returns the peer that a station is behind, nil when that is not known.
 func (v *fdbView) lookup(key FDBKey) *routing.Peer {
+	if v == nil {
+		return nil
+	}
 	if e := v.entries[key]; e != nil {
 		return e.peer
 	}
 	return nil
+}
+
+// everyone returns the peers that get what is for all.
+func (v *fdbView) everyone() []*routing.Peer {
+	if v == nil {
+		return nil
+	}
+	return v.flood
 }
 
 // observe notes that a frame of a station came from a peer. It never blocks; what does not fit is seen again with the next frame.
@@ -141,6 +152,9 @@ func (f *fdb) run(ctx context.Context) {
 // learn takes in a sighting and those that come right after it: one copy of the table for all.
 func (f *fdb) learn(first sighting) {
 	time.Sleep(learnBatch)
+	if !f.acceptable(first) && len(f.seen) == 0 {
+		return
+	}
 	f.change(func(entries map[FDBKey]*fdbEntry) {
 		learned := make(map[*routing.State]int) // entries by peer; nil is all of them
 		for _, e := range entries {
@@ -159,6 +173,31 @@ func (f *fdb) learn(first sighting) {
 			}
 		}
 	})
+}
+
+// acceptable reports whether a sighting would change anything, without a copy of the table; what would not is counted. Stations
+// that are refused are seen again with each of their frames.
+func (f *fdb) acceptable(s sighting) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	entries := f.current.Load().entries
+	if e := entries[s.key]; e != nil {
+		return true // a move has a limit of its own
+	}
+	all, own := 0, 0
+	for _, e := range entries {
+		if e.kind == FDBLearned {
+			all++
+			if e.peer.State() == s.peer.State() {
+				own++
+			}
+		}
+	}
+	if all < f.cfg.Limit && own < f.cfg.PeerLimit {
+		return true
+	}
+	f.full.Add(1)
+	return false
 }
 
 func (f *fdb) learnOne(entries map[FDBKey]*fdbEntry, learned map[*routing.State]int, s sighting) {
@@ -230,7 +269,7 @@ func (f *fdb) follow(peers *routing.Snapshot) {
 	next := &fdbView{entries: make(map[FDBKey]*fdbEntry), flood: f.floodTo(peers)}
 	for key, e := range f.current.Load().entries {
 		p := peers.LookupName(e.peer.Name)
-		if p == nil || p.State() != e.peer.State() {
+		if p == nil || p.State() != e.peer.State() || peers.LookupMAC(key.MAC) != nil {
 			f.tell(FDBEvent{Op: "del", Entry: describeEntry(key, e.peer, e.kind)})
 			continue
 		}
@@ -274,7 +313,7 @@ type FDBEvent struct {
 // FDBStats is what the database counted.
 type FDBStats struct {
 	Moves    uint64 `json:"moves"`
-	Full     uint64 `json:"refused_limit"` // stations that were not learned: a limit is reached
+	Full     uint64 `json:"refused_limit"` // sightings of stations that were not learned: a limit is reached
 	Restless uint64 `json:"refused_moves"` // moves that were not followed: there were too many
 	Missed   uint64 `json:"missed"`        // sightings that came faster than they are learned
 }

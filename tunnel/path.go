@@ -13,26 +13,29 @@ import (
 // paths learns how large outer packets to a peer may be, where they must not be fragmented. The kernel keeps path MTUs (RFC 1191,
 // RFC 8201) and refuses what does not fit; then it is asked, and from there on the packet's sender hears of it.
 type paths struct {
-	mtu  func(netip.Addr) (int, error) // of the kernel; nil: nothing is learned
-	log  *slog.Logger
-	asks chan *routing.Peer
+	mtu   func(netip.Addr) (int, error) // of the kernel; nil: nothing is learned
+	table *routing.Table
+	log   *slog.Logger
+	asks  chan string // names of peers
 }
 
 const (
 	// pathExpires is how long a path MTU is believed: as long as the kernel believes it (net.ipv4.route.mtu_expires).
 	pathExpires = 10 * time.Minute
+	// pathPause is how long an answer stands before the kernel is asked again.
+	pathPause = time.Second
 	// minInner is the smallest MTU that IPv6 allows, minInner4 what IPv4 does (RFC 8200 section 5, RFC 791).
 	minInner  = 1280
 	minInner4 = 68
 )
 
-func newPaths(mtu func(netip.Addr) (int, error), log *slog.Logger) *paths {
+func newPaths(mtu func(netip.Addr) (int, error), table *routing.Table, log *slog.Logger) *paths {
 	const waiting = 64
-	return &paths{mtu: mtu, log: log, asks: make(chan *routing.Peer, waiting)}
+	return &paths{mtu: mtu, table: table, log: log, asks: make(chan string, waiting)}
 }
 
 // ask has the path to a peer looked up. It never blocks; what does not fit is asked for with the next packet.
-func (p *paths) ask(peer *routing.Peer) {
+func (p *paths) ask(peer string) {
 	select {
 	case p.asks <- peer:
 	default:
@@ -51,8 +54,10 @@ func (p *paths) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case peer := <-p.asks:
-			p.learn(peer, known)
+		case name := <-p.asks:
+			if peer := p.table.Load().LookupName(name); peer != nil && time.Since(known[peer.State()]) >= pathPause {
+				p.learn(peer, known)
+			}
 		case now := <-ticker.C:
 			for state, since := range known {
 				if now.Sub(since) >= pathExpires {
@@ -65,6 +70,7 @@ func (p *paths) run(ctx context.Context) {
 }
 
 func (p *paths) learn(peer *routing.Peer, known map[*routing.State]time.Time) {
+	known[peer.State()] = time.Now()
 	mtu, err := p.mtu(peer.Endpoint.Addr())
 	if err != nil {
 		p.log.Warn("cannot learn the path MTU", "peer", peer.Name, "err", err)
@@ -74,7 +80,6 @@ func (p *paths) learn(peer *routing.Peer, known map[*routing.State]time.Time) {
 		p.log.Info("path MTU", "peer", peer.Name, "bytes", mtu)
 	}
 	peer.State().SetPathMTU(mtu)
-	known[peer.State()] = time.Now()
 }
 
 // fits reports whether the datagrams of p can reach the peer: all do that may be fragmented on the way.

@@ -18,7 +18,7 @@ func TestPathsAreLearnedAndForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tn := bridged(t, FDBConfig{})
 		answer, fail := 1400, error(nil)
-		tn.paths = newPaths(func(netip.Addr) (int, error) { return answer, fail }, slog.New(slog.DiscardHandler))
+		tn.paths = newPaths(func(netip.Addr) (int, error) { return answer, fail }, tn.table, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		go tn.paths.run(ctx)
 		defer func() { cancel(); synctest.Wait() }()
@@ -30,18 +30,31 @@ func TestPathsAreLearnedAndForgotten(t *testing.T) {
 				t.Errorf("%s: %d, want %d", what, got, mtu)
 			}
 		}
-		tn.paths.ask(peer)
+		tn.paths.ask("hb")
 		want("asked", 1400)
+		answer = 1200
+		tn.paths.ask("hb")
+		want("asked again at once", 1400)
+		time.Sleep(pathPause)
 		answer, fail = 1300, errors.New("no route")
-		tn.paths.ask(peer)
+		tn.paths.ask("hb")
 		want("not told", 1400)
 		fail = nil
-		tn.paths.ask(peer)
+		time.Sleep(pathPause)
+		tn.paths.ask("hb")
 		want("asked again", 1300)
 		time.Sleep(pathExpires + 2*time.Minute)
 		want("expired", 0)
+		tn.paths.ask("hb")
+		want("asked once more", 1300)
+		peers := bridgePeers("hb", "hc")
+		peers[0].Endpoint = netip.MustParseAddrPort("172.30.0.200:8472")
+		if _, err := tn.SetPeers(peers); err != nil {
+			t.Fatal(err)
+		}
+		want("the peer moved", 0)
 		for range 1000 { // nobody waits
-			tn.paths.ask(peer)
+			tn.paths.ask("hb")
 		}
 	})
 }

@@ -114,6 +114,13 @@ func (x *receiver) unpack(view View, d *Datagram) {
 // so many bytes are the beginning of a packet that is as long as all of it.
 func (x *receiver) carriesSuper(d *Datagram) bool {
 	var h encap.Headers
+	if x.t.rules.Bridge { // the codec takes frames as they are
+		first := d.Data[min(encap.VXLANHeaderLen, d.SegmentSize):d.SegmentSize]
+		if encap.ParseFrame(first, &h) != encap.PktTooSmall || encap.ParseFrame(d.Data[encap.VXLANHeaderLen:], &h) != encap.None {
+			return false
+		}
+		return h.Proto == encap.ProtoUDP && h.Len > len(d.Data)-d.SegmentSize
+	}
 	if _, r := x.t.rules.Codec.Decap(d.Data[:d.SegmentSize], &h); r != encap.PktTooSmall {
 		return false
 	}
@@ -179,8 +186,12 @@ func (x *receiver) decide(view View, d *Datagram, data []byte, h *encap.Headers)
 func (x *receiver) finish(p *Packet, outerTOS uint8, segment int) encap.Reason {
 	h := &p.Headers
 	partial := encap.HasPartialChecksum(p.Data, h)
-	switch o, ok := x.super(p, segment, partial); {
-	case ok:
+	o, super := x.super(p, segment, partial)
+	if (super || partial) && h.Len > 0 {
+		p.Data = p.Data[:h.Len] // padding of a frame would become payload of what it is cut into
+	}
+	switch {
+	case super:
 		p.Offload = o
 		p.Count = o.Segments(p.Data, h)
 	case partial:

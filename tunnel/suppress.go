@@ -10,7 +10,7 @@ import (
 // suppress answers a question that a frame of the device asks everyone, for the MAC of an address, when the peers' configuration
 // says what it is, and reports whether it did: then the frame goes nowhere (RFC 9161 calls it that).
 func (t *Tunnel) suppress(view View, p *Packet) bool {
-	if !t.cfg.FDB.Suppress || !p.Headers.Link.Dst.IsGroup() {
+	if !t.cfg.FDB.Suppress || !p.Headers.Link.Dst.IsGroup() || t.cfg.VLANs && p.Headers.VLANs > 0 { // peers are configured without a VLAN
 		return false
 	}
 	packet := p.Data[p.Headers.L3:]

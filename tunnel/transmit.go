@@ -98,10 +98,11 @@ func (x *transmitter) encapsulate(view View, p *Packet) {
 		return
 	case r != encap.None:
 	case v.Flood:
-		v.Peer, r = x.flood(view.Stations.flood, p)
+		v.Peer, r = x.flood(view.Stations.everyone(), p)
 	case !x.t.fits(v.Peer, p):
 		r = encap.PktTooBig
 	case x.t.rules.Bridge:
+		x.t.hints.learn(p.Data, &p.Headers)
 		r = x.frame(v.Peer, p, encap.Link{})
 	default:
 		x.t.hints.learn(p.Data, &p.Headers)
@@ -136,7 +137,7 @@ func (x *transmitter) flood(peers []*routing.Peer, p *Packet) (narrow *routing.P
 			return peer, encap.PktTooBig
 		}
 	}
-	if copies := (len(peers) - 1) * p.Count; copies > 0 && !x.floods.takeN(time.Now(), copies, copiesPerSecond, copiesPerSecond) {
+	if copies := min((len(peers)-1)*p.Count, copiesPerSecond); copies > 0 && !x.floods.takeN(time.Now(), copies, copiesPerSecond, copiesPerSecond) {
 		return nil, encap.FloodLimit
 	}
 	if r := x.frame(peers[0], p, encap.Link{}); r != encap.None {
@@ -198,7 +199,7 @@ func (x *transmitter) account() {
 			continue
 		}
 		if d.Reason == encap.PktTooBig {
-			x.t.paths.ask(o.peer)
+			x.t.paths.ask(o.peer.Name)
 		}
 		if o.copy {
 			x.count.copies.Add(uint64(d.Sent))
@@ -262,7 +263,7 @@ func (t *Tunnel) datagram(h *encap.Headers, remote netip.AddrPort) Datagram {
 	d := Datagram{Remote: remote, Flow: h.FlowHash()}
 	d.DF = h.DF || h.Kind == encap.KindIPv6 // as the kernel's df inherit (drivers/net/vxlan/vxlan_core.c, vxlan_xmit_one)
 	d.TOS = encap.OuterTOS(h.TOS, t.cfg.TOSInherit, t.cfg.TOS)
-	if t.cfg.TTLInherit {
+	if t.cfg.TTLInherit && (h.Kind == encap.KindIPv4 || h.Kind == encap.KindIPv6) { // ARP has none to inherit
 		d.TTL = max(h.TTL, 1)
 	}
 	return d

@@ -103,7 +103,7 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 		t.log = slog.New(slog.DiscardHandler)
 	}
 	t.own.Store(NewAddresses(nil))
-	t.paths, t.overhead = newPaths(cfg.PathMTU, t.log), encap.Overhead(codec, cfg.Local.Is6())
+	t.paths, t.overhead = newPaths(cfg.PathMTU, t.table, t.log), encap.Overhead(codec, cfg.Local.Is6())
 	if cfg.Bridge {
 		t.fdb = newFDB(cfg.FDB, t.log)
 	}
@@ -151,7 +151,13 @@ func (t *Tunnel) SetPeers(peers []routing.Peer) (routing.Change, error) {
 		return routing.Change{}, err
 	}
 	defer t.told.Store(true)
+	before := t.table.Load()
 	change := t.neighbours.apply(snapshot)
+	for _, p := range snapshot.Peers() {
+		if old := before.LookupName(p.Name); old != nil && old.Endpoint != p.Endpoint {
+			p.State().SetPathMTU(0) // it was that of another path
+		}
+	}
 	if t.fdb != nil {
 		t.fdb.follow(snapshot)
 	}

@@ -115,7 +115,7 @@ func (u *UDP) PathMTU(remote netip.Addr) (int, error) {
 		level, option, discover = unix.IPPROTO_IPV6, unix.IPV6_MTU, unix.IPV6_MTU_DISCOVER
 	}
 	// IP_PMTUDISC_DO and IPV6_PMTUDISC_DO are one number; connecting sends nothing.
-	err = errors.Join(unix.SetsockoptInt(fd, level, discover, unix.IP_PMTUDISC_DO), unix.Connect(fd, sockaddr(remote, u.cfg.Port)))
+	err = errors.Join(u.bind(fd, 0), unix.SetsockoptInt(fd, level, discover, unix.IP_PMTUDISC_DO), unix.Connect(fd, sockaddr(remote, u.cfg.Port)))
 	if err != nil {
 		return 0, fmt.Errorf("ask for the path to %s: %w", remote, err)
 	}

@@ -69,7 +69,7 @@ func drop(r encap.Reason) Verdict { return Verdict{Reason: r} }
 // else: the loop, the trace command and the fuzzers share it.
 func DecideTransmit(rules *Rules, view View, packet []byte, h *encap.Headers) Verdict {
 	if rules.Bridge {
-		return decideFrame(view, packet, h)
+		return decideFrame(rules, view, packet, h)
 	}
 	if r := encap.ParseIP(packet, h); r != encap.None {
 		return drop(r)
@@ -88,9 +88,12 @@ func DecideTransmit(rules *Rules, view View, packet []byte, h *encap.Headers) Ve
 }
 
 // decideFrame says what happens to a frame that the device gave.
-func decideFrame(view View, frame []byte, h *encap.Headers) Verdict {
+func decideFrame(rules *Rules, view View, frame []byte, h *encap.Headers) Verdict {
 	if r := encap.ParseAnyFrame(frame, h); r != encap.None {
 		return drop(r)
+	}
+	if h.HasPorts && h.Proto == encap.ProtoUDP && h.Src == rules.Local && view.Peers.IsEndpoint(h.Dst, h.DstPort) {
+		return drop(encap.NestedTunnel) // our own datagrams, led into the device
 	}
 	if !h.Link.Dst.IsGroup() {
 		if peer := view.Peers.LookupMAC(h.Link.Dst); peer != nil {
@@ -100,7 +103,7 @@ func decideFrame(view View, frame []byte, h *encap.Headers) Verdict {
 			return Verdict{Peer: peer}
 		}
 	}
-	if len(view.Stations.flood) == 0 {
+	if len(view.Stations.everyone()) == 0 {
 		return drop(encap.NoTXTarget)
 	}
 	return Verdict{Flood: true}
@@ -140,6 +143,9 @@ func decideNeighbour(peer *routing.Peer) Verdict {
 
 // decideStation judges the source of a received frame: its MAC, and where the peer has allowed_ips, its IP address.
 func decideStation(rules *Rules, view View, peer *routing.Peer, h *encap.Headers) Verdict {
+	if owner := view.Peers.LookupMAC(h.Link.Src); owner != nil && peer != nil && owner.Endpoint.Addr() == peer.Endpoint.Addr() {
+		peer = owner // of those that share an underlay address
+	}
 	v := Verdict{Peer: peer}
 	switch {
 	case !h.Link.Src.IsUnicast():
@@ -147,6 +153,9 @@ func decideStation(rules *Rules, view View, peer *routing.Peer, h *encap.Headers
 		return v
 	case h.Link.Src == rules.MAC:
 		v.Reason = encap.LocalMAC
+		return v
+	case (h.Kind == encap.KindIPv4 || h.Kind == encap.KindIPv6) && reachesOwnSocket(rules, h):
+		v.Reason = encap.NestedTunnel
 		return v
 	case peer == nil && rules.OuterCheck == CheckCount:
 		v.Suspect = encap.PeerUnknown

@@ -16,7 +16,7 @@ import (
 
 const fdbLong = `Show and change the forwarding database of a tunnel in Ethernet mode (device.mode: tap): which peer a station is behind.
 
-Entries are shown as bridge(8) shows them. permanent are those of the configuration (peers[].mac) and those that were added by hand; the
+Entries are shown much as bridge(8) shows them, with the peer's port and name. permanent are those of the configuration (peers[].mac) and those that were added by hand; the
 others were learned, with the time since their last frame.`
 
 func newFDB() *cobra.Command {

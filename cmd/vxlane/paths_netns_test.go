@@ -148,8 +148,14 @@ tunnels:
 
 // UDP super-packets of an application behind the kernel's device (UDP_SEGMENT) arrive as the datagrams that they stand for.
 func TestUDPSuperPackets(t *testing.T) {
+	for _, mode := range []string{"tun", "tap"} {
+		t.Run(mode, func(t *testing.T) { udpSuperPackets(t, mode) })
+	}
+}
+
+func udpSuperPackets(t *testing.T, mode string) {
 	p := newPair(t, wire{})
-	d := p.start(p.a, upArgs()...)
+	d := p.start(p.a, upArgs("--mode", mode)...)
 	p.addKernelPeer()
 	p.pingAll(56)
 	for i, network := range []string{"udp4", "udp6"} {

@@ -72,7 +72,7 @@ func (f *upFlags) add(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.addresses, "address", nil, "`ADDRESS/LENGTH` of the device; can be repeated")
 	fs.StringArrayVar(&f.peers, "peer", nil, "a peer, as `KEY=VALUE,…`; can be repeated")
 	fs.StringVar(&f.device, "device", "", "`NAME` of the device (default vxlane0, vxlane1, …)")
-	fs.StringVar(&f.mode, "mode", string(static.ModeTUN), "what the device carries: tun")
+	fs.StringVar(&f.mode, "mode", string(static.ModeTUN), "what the device carries: tun (IP packets) or tap (Ethernet frames)")
 	fs.IntVar(&f.mtu, "mtu", 0, "largest packet of the device in `BYTES` (default: underlay MTU minus the outer headers)")
 	fs.StringVar(&f.mac, "mac", "", "`MAC` of this VTEP (default: derived from --local and --vni)")
 	fs.StringVar(&f.encap, "encap", string(encap.FramingVXLAN), "framing: vxlan or flannel-udp")
@@ -142,6 +142,7 @@ func (f *upFlags) fromFlags() (*static.Config, error) {
 		return nil, cli.Usagef("--local is missing: the underlay address of this host, such as --local 172.30.0.1")
 	}
 	config := &static.Config{Version: 1, Tunnels: []static.Tunnel{t}, Metrics: static.Metrics{Listen: f.metrics, MaxPeers: 1000}}
+	config.Tunnels[0].Routes = config.Tunnels[0].Device.Mode != static.ModeTAP // as in a file that says nothing of it
 	config.Complete()
 	return config, config.Check("command line")
 }

@@ -63,10 +63,26 @@ func (d *document) checkFDB(t *Tunnel, key string) {
 	if f.Group != "" {
 		d.fail(key+".group", "%q: multicast groups are not available in this version: use flood", f.Group)
 	}
-	for _, name := range f.Flood.Names {
-		if !slices.ContainsFunc(t.Peers, func(p Peer) bool { return p.Name == name }) {
-			d.fail(key+".flood", "%q: no peer has this name", name)
+	d.checkFlood(t, t.Peers, key+".flood")
+}
+
+// checkFlood makes sure that those who get broadcast are there, and that what is learned of a peer can be told from another's.
+func (d *document) checkFlood(t *Tunnel, peers []Peer, key string) {
+	if t.Device.Mode != ModeTAP {
+		return
+	}
+	for _, name := range t.FDB.Flood.Names {
+		if !slices.ContainsFunc(peers, func(p Peer) bool { return p.Name == name }) {
+			d.fail(key, "fdb.flood names peer %q, and there is none of this name", name)
 		}
+	}
+	addresses := make(map[netip.Addr]string)
+	for _, p := range peers {
+		a := p.Endpoint.Addr()
+		if other := addresses[a]; t.FDB.Learning && other != "" {
+			d.fail(key, "fdb.learning: peers %q and %q share the address %s, so that nobody can tell whose frames come from there: give one of them another address, or add stations with vxlane fdb", other, p.Name, a)
+		}
+		addresses[a] = p.Name
 	}
 }
 

@@ -69,6 +69,9 @@ func read(file string, data []byte) (*reading, error) {
 		if key := fmt.Sprintf("tunnels[%d].underlay.port", i); t.Underlay.Port == 0 && d.nodes[key] != nil {
 			d.fail(key, "0: want 1-65535, or leave it out")
 		}
+		if t.Device.Mode == ModeTAP && d.nodes[fmt.Sprintf("tunnels[%d].routes", i)] == nil {
+			c.Tunnels[i].Routes = false
+		}
 	}
 	c.Complete()
 	d.checkConfig(c)
@@ -111,6 +114,7 @@ func (t *Tunnel) ParsePeers(file string, data []byte) ([]routing.Peer, error) {
 	}
 	t.completePeers(set.Peers)
 	d.checkPeers(t, set.Peers, key)
+	d.checkFlood(t, set.Peers, key)
 	if err := d.err(); err != nil {
 		return nil, err
 	}

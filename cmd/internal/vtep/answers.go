@@ -9,6 +9,7 @@ import (
 	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/routing/static"
 	"github.com/vxlane/vxlane/tunnel"
 )
 
@@ -101,6 +102,9 @@ func (v *VTEP) ChangeFDB(req control.FDBRequest) (control.FDBChange, error) {
 
 func (v *VTEP) changeFDB(req control.FDBRequest) (int, error) {
 	if req.Op == "flush" {
+		if req.Peer != "" && v.Tunnel.Peers().LookupName(req.Peer) == nil {
+			return 0, fmt.Errorf("peer %q: there is none of that name; see vxlane peer list", req.Peer)
+		}
 		return v.Tunnel.DeleteFDB(func(_ tunnel.FDBKey, e tunnel.FDBEntry) bool {
 			return (req.All || e.Kind == tunnel.FDBLearned) && (req.Peer == "" || req.Peer == e.Peer)
 		})
@@ -137,6 +141,9 @@ func (v *VTEP) WatchFDB(ctx context.Context) (<-chan tunnel.FDBEvent, error) {
 
 // Trace says what would become of a packet.
 func (v *VTEP) Trace(req control.TraceRequest) (control.Trace, error) {
+	if v.Config.Device.Mode == static.ModeTAP {
+		return control.Trace{}, &control.UsageError{Err: fmt.Errorf("trace: %s carries Ethernet frames, which cannot be traced in this version; vxlane fdb show says where a station is", v.Config.Device.Name)}
+	}
 	r := tunnel.TraceRequest{Data: req.Data, Bare: req.Bare, Frame: req.Frame, OuterTOS: req.TOS}
 	if req.Decap {
 		r.Direction = tunnel.Decap
