@@ -6,164 +6,17 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"github.com/vxlane/vxlane/routing/flannel/nodes/nodestest"
 )
-
-// apiserver answers the calls that flannel's Kubernetes manager makes, and no others: the nodes, a watch of them, and patches
-// of a node's annotations.
-type apiserver struct {
-	mu      sync.Mutex
-	version int
-	nodes   map[string]*corev1.Node
-	changed chan struct{} // closed and made anew with each change
-	log     []metav1.WatchEvent
-}
-
-func newAPIServer(podCIDRs map[string]string) *apiserver {
-	s := &apiserver{nodes: make(map[string]*corev1.Node), changed: make(chan struct{})}
-	for name, cidr := range podCIDRs {
-		s.put("ADDED", &corev1.Node{
-			TypeMeta:   metav1.TypeMeta{Kind: "Node", APIVersion: "v1"},
-			ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{"node.alpha.kubernetes.io/ttl": "0"}},
-			Spec:       corev1.NodeSpec{PodCIDR: cidr, PodCIDRs: []string{cidr}},
-		})
-	}
-	return s
-}
-
-// put books a change; the caller holds the lock, or nobody else has s yet.
-func (s *apiserver) put(kind string, n *corev1.Node) {
-	s.version++
-	n.ResourceVersion = strconv.Itoa(s.version)
-	raw, _ := json.Marshal(n)
-	s.log = append(s.log, metav1.WatchEvent{Type: kind})
-	s.log[len(s.log)-1].Object.Raw = raw
-	s.nodes[n.Name] = n
-	if kind == "DELETED" {
-		delete(s.nodes, n.Name)
-	}
-	close(s.changed)
-	s.changed = make(chan struct{})
-}
-
-func (s *apiserver) remove(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.put("DELETED", s.nodes[name])
-}
-
-func (s *apiserver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	name := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/api/v1/nodes/"), "/status")
-	switch {
-	case r.URL.Path == "/api/v1/nodes" && r.URL.Query().Get("watch") != "":
-		s.watch(w, r)
-	case r.URL.Path == "/api/v1/nodes":
-		s.list(w)
-	case r.Method == http.MethodGet:
-		s.get(w, name)
-	case r.Method == http.MethodPatch:
-		s.patch(w, r, name)
-	default:
-		http.NotFound(w, r)
-	}
-}
-
-func answer(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v)
-}
-
-func (s *apiserver) list(w http.ResponseWriter) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	l := corev1.NodeList{TypeMeta: metav1.TypeMeta{Kind: "NodeList", APIVersion: "v1"}, ListMeta: metav1.ListMeta{ResourceVersion: strconv.Itoa(s.version)}}
-	for _, n := range s.nodes {
-		item := *n
-		item.TypeMeta = metav1.TypeMeta{} // the list says it for all
-		l.Items = append(l.Items, item)
-	}
-	answer(w, l)
-}
-
-func (s *apiserver) get(w http.ResponseWriter, name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n := s.nodes[name]; n != nil {
-		answer(w, n)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusNotFound)
-	answer(w, metav1.Status{
-		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Message: fmt.Sprintf("nodes %q not found", name),
-		Reason: metav1.StatusReasonNotFound, Details: &metav1.StatusDetails{Name: name, Kind: "nodes"}, Code: http.StatusNotFound,
-	})
-}
-
-func (s *apiserver) patch(w http.ResponseWriter, r *http.Request, name string) {
-	body, err := io.ReadAll(r.Body)
-	var change corev1.Node
-	if err == nil {
-		err = json.Unmarshal(body, &change)
-	}
-	s.mu.Lock()
-	n := s.nodes[name]
-	if err != nil || n == nil {
-		s.mu.Unlock()
-		s.get(w, name) // not found
-		return
-	}
-	changed := n.DeepCopy()
-	if changed.Annotations == nil {
-		changed.Annotations = make(map[string]string)
-	}
-	maps.Copy(changed.Annotations, change.Annotations)
-	changed.Status.Conditions = append(changed.Status.Conditions, change.Status.Conditions...)
-	s.put("MODIFIED", changed)
-	s.mu.Unlock()
-	s.get(w, name)
-}
-
-// watch sends what has changed since a version, and then what changes.
-func (s *apiserver) watch(w http.ResponseWriter, r *http.Request) {
-	since, _ := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
-	w.Header().Set("Content-Type", "application/json")
-	for at := since; ; {
-		s.mu.Lock()
-		events, changed := s.log[min(at, len(s.log)):], s.changed
-		at = len(s.log)
-		s.mu.Unlock()
-		for i := range events {
-			_ = json.NewEncoder(w).Encode(&events[i])
-		}
-		w.(http.Flusher).Flush()
-		select {
-		case <-changed:
-		case <-r.Context().Done():
-			return
-		}
-	}
-}
-
-func (s *apiserver) annotations(name string) map[string]string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return maps.Clone(s.nodes[name].Annotations)
-}
 
 // conversation asks a server what flannel asks it, and returns the answers without what differs from one run to the next.
 func conversation(t *testing.T, client *http.Client, url string) []byte {
@@ -239,7 +92,7 @@ func TestDoubleAnswersLikeTheRealOne(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewServer(newAPIServer(map[string]string{"a": "10.10.1.0/24"}))
+	server := httptest.NewServer(nodestest.NewServer(map[string]string{"a": "10.10.1.0/24"}))
 	defer server.Close()
 	if got := conversation(t, server.Client(), server.URL); !bytes.Equal(got, want) {
 		t.Errorf("the double answers\n%s\nthe real one\n%s", got, want)
@@ -251,7 +104,7 @@ func TestKubernetesNodes(t *testing.T) {
 	for backend, dataplane := range map[string]string{"udp": "", "vxlan": "userspace"} {
 		t.Run(backend, func(t *testing.T) {
 			c := newNodes(t)
-			api := newAPIServer(map[string]string{"a": "10.10.1.0/24", "b": "10.10.2.0/24"})
+			api := nodestest.NewServer(map[string]string{"a": "10.10.1.0/24", "b": "10.10.2.0/24"})
 			var l net.Listener
 			err := c.lab.Host("hub").Run(func() (err error) {
 				l, err = net.Listen("tcp", "172.30.0.254:8080")
@@ -274,7 +127,7 @@ func TestKubernetesNodes(t *testing.T) {
 			}
 			c.both()
 			const prefix = "flannel.alpha.coreos.com/"
-			got := api.annotations("a")
+			got := api.Annotations("a")
 			want := map[string]string{prefix + "kube-subnet-manager": "true", prefix + "backend-type": "", prefix + "backend-data": "null", prefix + "public-ip": "172.30.0.1"}
 			if backend == "vxlan" {
 				want[prefix+"backend-type"] = "vxlan"
@@ -288,7 +141,7 @@ func TestKubernetesNodes(t *testing.T) {
 					t.Errorf("annotation %s is %q, want %q", key, got[key], value)
 				}
 			}
-			api.remove("b")
+			api.Remove("b")
 			c.a.awaitLog("peers=0")
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -13,7 +14,9 @@ import (
 	"github.com/flannel-io/flannel/pkg/lease"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/vxlane/vxlane/routing/flannel/nodes/nodestest"
 )
 
 const prefix = "flannel.alpha.coreos.com"
@@ -78,8 +81,9 @@ func TestLeaseOf(t *testing.T) {
 }
 
 func TestAnnotate(t *testing.T) {
-	bare, other := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bare"}}, node("other", nil, "node-public-ip", "172.30.0.2")
-	client := fake.NewClientset(bare, other)
+	client, api := connect(t)
+	api.Put(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bare"}})
+	api.Put(node("other", nil, "node-public-ip", "172.30.0.2"))
 	for name, want := range map[string]string{"bare": "true", "other": ""} {
 		if err := Annotate(t.Context(), client, name, prefix); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -101,7 +105,9 @@ func TestWatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := fake.NewClientset(own, managed("b", "10.10.2.0/24", "172.30.0.2"))
+	client, api := connect(t)
+	api.Put(own)
+	api.Put(managed("b", "10.10.2.0/24", "172.30.0.2"))
 	w := &Watcher{Client: client, Prefix: prefix, Own: ownLease, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -127,28 +133,31 @@ func TestWatch(t *testing.T) {
 		}
 	}
 	const a, b = "10.10.1.0/24@172.30.0.1", "10.10.2.0/24@172.30.0.2"
-	nodes := client.CoreV1().Nodes()
 	await("the first list", a, b)
-	must := func(_ *corev1.Node, err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	must(nodes.Update(ctx, managed("b", "10.10.2.0/24", "172.30.0.22"), metav1.UpdateOptions{}))
+	api.Put(managed("b", "10.10.2.0/24", "172.30.0.22"))
 	await("a node moved", a, "10.10.2.0/24@172.30.0.22")
-	must(nodes.Update(ctx, managed("b", "10.10.7.0/24", "172.30.0.2"), metav1.UpdateOptions{}))
+	api.Put(managed("b", "10.10.7.0/24", "172.30.0.2"))
 	await("a node's subnet changed", a, "10.10.7.0/24@172.30.0.2")
-	must(nodes.Create(ctx, managed("c", "10.10.3.0/24", "172.30.0.3"), metav1.CreateOptions{}))
+	api.Put(managed("c", "10.10.3.0/24", "172.30.0.3"))
 	await("a node came", a, "10.10.3.0/24@172.30.0.3", "10.10.7.0/24@172.30.0.2")
-	for _, gone := range []string{"b", "a"} {
-		if err := nodes.Delete(ctx, gone, metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	api.Remove("b")
+	api.Remove("a")
 	await("nodes went, this one too", a, "10.10.3.0/24@172.30.0.3")
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("ended: %v", err)
 	}
+}
+
+// connect returns a stand-in for the API server, and a client of it.
+func connect(t *testing.T) (kubernetes.Interface, *nodestest.Server) {
+	t.Helper()
+	api := nodestest.NewServer(nil)
+	server := httptest.NewServer(api)
+	t.Cleanup(server.Close)
+	client, err := Connect(server.URL, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client, api
 }
