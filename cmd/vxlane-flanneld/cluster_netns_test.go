@@ -243,7 +243,7 @@ func (c *cluster) transfer(from, to *lab.Host, address netip.Addr) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if _, err := traffic.TCP(ctx, from, to, address, 500*time.Millisecond); err != nil {
+	if _, err := traffic.TCP(ctx, from, to, address, 200*time.Millisecond); err != nil {
 		c.t.Errorf("%v\n%s", err, c.logs())
 	}
 }
