@@ -326,6 +326,6 @@ func (t *TUN) AddTo(c *Counts) {
 	}
 }
 
-func deviceGone(err error) error {
-	return fmt.Errorf("%w: the device was removed; start again to make a new one", err)
+func (t *TUN) gone(err error) error {
+	return fmt.Errorf("%s: %w: the device was removed; start again to make a new one", t.name, err)
 }

@@ -66,7 +66,7 @@ func (q *tunQueue) Read(b *Batch) error {
 			return nil
 		case err == unix.EINTR:
 		case err == unix.EBADFD:
-			return deviceGone(err)
+			return q.t.gone(err)
 		case err != nil:
 			return err
 		case q.virtio == 0:
@@ -159,7 +159,7 @@ func (q *tunQueue) writeSegments(p *Packet) error {
 // refused counts a write that the device did not take. Only one that tells that the device is gone is an error.
 func (q *tunQueue) refused(err error) error {
 	if err == unix.EBADFD {
-		return deviceGone(err)
+		return q.t.gone(err)
 	}
 	if err != nil {
 		q.errnos.count(err)

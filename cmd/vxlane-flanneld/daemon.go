@@ -44,6 +44,7 @@ type node struct {
 	network backend.Network
 
 	parts    sync.WaitGroup
+	theirs   sync.WaitGroup // parts that flannel's packages start, which may never end (subnet.WatchLease when its first read fails)
 	cancel   context.CancelFunc // of everything
 	failures chan error         // the first of a part
 }
@@ -59,6 +60,12 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	err := n.run(running)
 	cancel()
 	n.parts.Wait()
+	ended := make(chan struct{})
+	go func() { n.theirs.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(theirGrace):
+	}
 	select {
 	case failure := <-n.failures:
 		return failure
@@ -69,6 +76,9 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	}
 	return err
 }
+
+// theirGrace is how long flannel's parts may take to end.
+const theirGrace = time.Second
 
 // spawn runs a part of the daemon; its failure ends all.
 func (n *node) spawn(part func() error) {
@@ -128,7 +138,7 @@ func (n *node) run(ctx context.Context) error {
 // flannel's manager gives up over is begun again: a lease that nobody renews costs this node its peers a day later.
 func (n *node) keepLease(ctx context.Context) error {
 	for {
-		err := n.manager.CompleteLease(ctx, n.network.Lease(), &n.parts)
+		err := n.manager.CompleteLease(ctx, n.network.Lease(), &n.theirs)
 		switch {
 		case err == nil: // Kubernetes: nothing to renew
 			<-ctx.Done()
@@ -255,7 +265,7 @@ func (n *node) openNetwork(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("choose backend: %w", err)
 	}
-	if n.network, err = be.RegisterNetwork(ctx, &n.parts, n.config); err != nil {
+	if n.network, err = be.RegisterNetwork(ctx, &n.theirs, n.config); err != nil {
 		return fmt.Errorf("register network with backend %s: %w", n.config.BackendType, err)
 	}
 	return nil
