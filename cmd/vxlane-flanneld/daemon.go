@@ -44,7 +44,7 @@ type node struct {
 	network backend.Network
 
 	parts    sync.WaitGroup
-	theirs   sync.WaitGroup // parts that flannel's packages start, which may never end (subnet.WatchLease when its first read fails)
+	theirs   sync.WaitGroup     // parts that flannel's packages start, which may never end (subnet.WatchLease when its first read fails)
 	cancel   context.CancelFunc // of everything
 	failures chan error         // the first of a part
 }
