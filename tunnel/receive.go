@@ -135,6 +135,10 @@ func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int)
 	p := &x.packets[len(x.packets)-1]
 	packet, v := x.decide(view, d, data, &p.Headers)
 	p.Data = packet
+	if v.Reason == encap.VXLANVNINotFound && x.t.cfg.Shared != nil && x.t.cfg.Shared.deliver(d, data) {
+		x.packets = x.packets[:len(x.packets)-1]
+		return
+	}
 	switch {
 	case v.Reason != encap.None:
 	case v.Consumed:

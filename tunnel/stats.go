@@ -21,6 +21,7 @@ func (t *Tunnel) Stats() Stats {
 		s.Decap.add(l.receive.count)
 	}
 	s.Encap.add(t.neighbours.out.count)
+	s.Decap.add(t.strays.receiver.count)
 	s.Encap.Held = uint64(t.neighbours.held())
 	s.Encap.finish()
 	s.Decap.finish()

@@ -36,6 +36,9 @@ type Config struct {
 	OuterCheck Check // the outer source must be a peer's endpoint
 	InnerCheck Check // the inner source must be in the peer's allowed prefixes
 
+	// Shared, when not nil, is the port that the tunnel receives on together with others; it is its underlay's too (UDPConfig).
+	Shared *SharedPort
+
 	// DF is the underlay's policy for the don't-fragment bit, and PathMTU what the kernel knows of the way to an underlay
 	// address, in bytes; nil where nothing is known.
 	DF      DFPolicy
@@ -69,6 +72,7 @@ type Tunnel struct {
 	lanes      []*lane
 	workers    []*worker // each has a share of the lanes
 	neighbours *neighbours
+	strays     strays
 	slow       slowPath
 }
 
@@ -97,7 +101,7 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 			Codec: codec, Ethernet: cfg.Framing == encap.FramingVXLAN && !cfg.Bridge, Bridge: cfg.Bridge, MAC: cfg.MAC,
 			Local: cfg.Local, Port: cfg.Port, OuterCheck: cfg.OuterCheck, InnerCheck: cfg.InnerCheck,
 		},
-		table: routing.NewTable(len(queues) + 1), // one share more: packets that waited for a MAC
+		table: routing.NewTable(len(queues) + 2), // shares more: packets that waited for a MAC, and strays
 	}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
@@ -120,6 +124,10 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 		w.lanes = append(w.lanes, l)
 	}
 	t.neighbours = newNeighbours(t, underlay.NewSender())
+	t.strays.receiver = newReceiver(t, t.slowWorker()+1, injector{device}, nil)
+	if cfg.Shared != nil {
+		cfg.Shared.serve(t)
+	}
 	return t, nil
 }
 

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vxlane/vxlane/encap"
 )
 
 // DFPolicy is what the outer header's don't-fragment bit follows.
@@ -34,6 +36,9 @@ type UDPConfig struct {
 	NoChecksum    bool // IPv4: send without UDP checksum
 	NoChecksum6TX bool // IPv6: send without UDP checksum
 	NoChecksum6RX bool // IPv6: accept datagrams without UDP checksum
+
+	Shared *SharedPort // when not nil, others receive on the port, too
+	VNI    encap.VNI   // with Shared
 
 	Offloads  bool // send and receive trains, as far as the kernel knows them
 	TunnelGSO bool // send TCP super-packets whole, through an outer TAP device, when the kernel takes them
@@ -80,6 +85,9 @@ func (u *UDP) open() error {
 			return err
 		}
 		u.receivers = append(u.receivers, newUDPReceiver(fd))
+		if u.cfg.Shared != nil {
+			u.cfg.Shared.add(fd)
+		}
 	}
 	if err := u.openSenders(); err != nil {
 		return err
@@ -129,6 +137,11 @@ func (u *UDP) PathMTU(remote netip.Addr) (int, error) {
 // claimPort finds out whether someone has the port: the receivers, which share it among themselves with SO_REUSEPORT,
 // would share it with any other process that does.
 func (u *UDP) claimPort() error {
+	if u.cfg.Shared != nil {
+		if first, err := u.cfg.Shared.join(u.cfg.VNI, u.cfg.Receivers); err != nil || !first {
+			return err
+		}
+	}
 	fd, err := u.socket()
 	if err != nil {
 		return err

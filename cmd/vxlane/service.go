@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime"
@@ -53,8 +54,9 @@ func runUp(ctx context.Context, config *static.Config, file, socket string, log 
 
 // open makes devices and sockets; nothing moves yet.
 func (s *service) open(socket string) error {
+	ports := sharedPorts(s.config.Tunnels)
 	for i, c := range s.config.Tunnels {
-		v, err := vtep.Open(c, fmt.Sprintf("tunnels[%d]", i), vtep.Options{}, s.log)
+		v, err := vtep.Open(c, fmt.Sprintf("tunnels[%d]", i), vtep.Options{Port: ports[portOf(&c)]}, s.log)
 		if err != nil {
 			return err
 		}
@@ -78,6 +80,23 @@ func (s *service) open(socket string) error {
 	}
 	s.metrics = l
 	return nil
+}
+
+// portOf returns where a tunnel receives.
+func portOf(t *static.Tunnel) netip.AddrPort {
+	return netip.AddrPortFrom(t.Underlay.Local, t.Underlay.Port)
+}
+
+// sharedPorts returns the ports that several tunnels receive on.
+func sharedPorts(tunnels []static.Tunnel) map[netip.AddrPort]*tunnel.SharedPort {
+	users, shared := make(map[netip.AddrPort]int), make(map[netip.AddrPort]*tunnel.SharedPort)
+	for i := range tunnels {
+		at := portOf(&tunnels[i])
+		if users[at]++; users[at] == 2 {
+			shared[at] = new(tunnel.SharedPort)
+		}
+	}
+	return shared
 }
 
 // discard closes what open made, when nothing ran.

@@ -265,8 +265,14 @@ func (d *document) checkAgainst(before []Tunnel, t *Tunnel, key string) {
 		if t.Device.Name != "" && t.Device.Name == o.Device.Name {
 			d.fail(key+".device.name", "%q: tunnels[%d] has it already", t.Device.Name, j)
 		}
-		if t.Underlay.Local.IsValid() && t.Underlay.Local == o.Underlay.Local && t.Underlay.Port == o.Underlay.Port {
-			d.fail(key+".underlay.port", "%s port %d is tunnels[%d]'s already: tunnels cannot share a port in this version; give this one another", t.Underlay.Local, t.Underlay.Port, j)
+		if !t.Underlay.Local.IsValid() || t.Underlay.Local != o.Underlay.Local || t.Underlay.Port != o.Underlay.Port {
+			continue
+		}
+		switch {
+		case t.Underlay.Encap != encap.FramingVXLAN || o.Underlay.Encap != encap.FramingVXLAN:
+			d.fail(key+".underlay.port", "%s port %d is tunnels[%d]'s already: only vxlan tunnels can share a port, by their VNI; give this one another", t.Underlay.Local, t.Underlay.Port, j)
+		case t.Underlay.VNI == o.Underlay.VNI:
+			d.fail(key+".underlay.vni", "%d: tunnels[%d] has it already on %s port %d; give this one another VNI, or another port", t.Underlay.VNI, j, t.Underlay.Local, t.Underlay.Port)
 		}
 	}
 }

@@ -18,7 +18,7 @@ func explainUnderlay(err error, u *static.Underlay) error {
 	case errors.As(err, &source) && errors.Is(err, unix.EADDRINUSE):
 		return fmt.Errorf("%w: every port there is in use on this host; widen underlay.source_ports.range, or lower buckets", err)
 	case errors.Is(err, unix.EADDRINUSE):
-		return fmt.Errorf("%w: another process, or a vxlan device of the kernel, has UDP port %d (ss -lunp; ip -d link show type vxlan); stop it, or choose another with underlay.port (--port) here and as the peers' endpoint port", err, u.Port)
+		return fmt.Errorf("%w: another process, or a vxlan device of the kernel, has UDP port %d (ss -lunp; ip -d link show type vxlan); stop it, put all tunnels of this port into one configuration when it is vxlane's, or choose another with underlay.port (--port) here and as the peers' endpoint port", err, u.Port)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return &ConfigError{fmt.Errorf("%w: underlay.local %s is no address of this host; see ip address", err, u.Local)}
 	case errors.Is(err, unix.EACCES):

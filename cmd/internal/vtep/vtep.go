@@ -41,6 +41,8 @@ type VTEP struct {
 
 // Options are what a program wants of a tunnel beyond its configuration.
 type Options struct {
+	// Port, when not nil, is the underlay port that the tunnel shares with others of this process.
+	Port *tunnel.SharedPort
 	// Keep leaves device, addresses and routes behind at the end, and takes over what was left.
 	Keep bool
 	// Network, when valid, is what the one route through the device leads to, instead of one for each of the peers' prefixes.
@@ -135,7 +137,7 @@ func (v *VTEP) open() error {
 		Bridge: d.Mode == static.ModeTAP, FDB: v.fdbConfig(), VLANs: v.Config.FDB.VLANs,
 		DF: dfPolicies[u.DF], PathMTU: v.underlay.PathMTU,
 		OuterCheck: checks[u.SourceCheck.Outer], InnerCheck: checks[u.SourceCheck.Inner],
-		Workers: workers(), Scheduler: tunnel.KernelScheduler,
+		Shared: v.options.Port, Workers: workers(), Scheduler: tunnel.KernelScheduler,
 		Log: v.log,
 	}, v.device, v.underlay)
 	if err != nil {
@@ -183,7 +185,7 @@ func ReserveThreads(queues int) {
 func (v *VTEP) udpConfig() tunnel.UDPConfig {
 	u := &v.Config.Underlay
 	return tunnel.UDPConfig{
-		Local: u.Local, Port: u.Port, Receivers: v.Config.Device.Queues,
+		Local: u.Local, Port: u.Port, Shared: v.options.Port, VNI: encap.VNI(u.VNI), Receivers: v.Config.Device.Queues,
 		SourceLow: u.SourcePorts.Range.Low, SourceHigh: u.SourcePorts.Range.High, Buckets: u.SourcePorts.Buckets,
 		TTL: u.TTL.Value, TOS: u.TOS.Value, DF: dfPolicies[u.DF], NoChecksum: !u.Checksum,
 		NoChecksum6TX: u.ZeroChecksum6.TX, NoChecksum6RX: u.ZeroChecksum6.RX,
