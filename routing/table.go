@@ -3,6 +3,7 @@ package routing
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -53,6 +54,12 @@ func (t *Table) Apply(next *Snapshot) Change {
 	}
 	t.current.Store(next)
 	return c
+}
+
+// Detached returns a peer that is in no snapshot, with a State of its own for the same workers: an underlay multicast group, or a
+// VTEP that is only heard of.
+func (t *Table) Detached(endpoint netip.AddrPort) *Peer {
+	return &Peer{Name: endpoint.Addr().String(), Endpoint: endpoint, state: &State{shards: make([]PeerCounters, t.workers)}}
 }
 
 // Change is the difference between two snapshots, by peer name.

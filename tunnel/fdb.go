@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -22,7 +23,8 @@ type FDBConfig struct {
 	Ageing    time.Duration // of learned entries that are not heard of
 	Limit     int           // learned entries
 	PeerLimit int           // learned entries of one peer
-	Flood     []string      // names of the peers that get what is for all, or for nobody known; nil is all
+	Flood     []string      // names of the peers that get what is for all, or for nobody known; nil is all, or with Group none
+	Group     netip.Addr    // when valid, a multicast group that gets it; the underlay's as well (UDPConfig)
 	NoFlood   bool          // nobody gets it
 	Suppress  bool          // ARP and neighbour discovery are answered here, where the answer is known
 }
@@ -41,6 +43,7 @@ const (
 	FDBPeer    FDBKind = "peer"    // the peer's own MAC, as configured
 	FDBStatic  FDBKind = "static"  // added by hand
 	FDBLearned FDBKind = "learned" // from a frame that came from the peer
+	FDBFlood   FDBKind = "flood"   // no station: a peer, or the group, that gets what is for all
 )
 
 // fdb is a tunnel's forwarding database in Ethernet mode: which peer a station is behind. Readers load it once per batch and take
@@ -51,9 +54,12 @@ type fdb struct {
 	now     func() time.Time
 	current atomic.Pointer[fdbView]
 	seen    chan sighting
+	detach  func(netip.Addr) *routing.Peer // makes one that is in no snapshot
+	group   *routing.Peer                  // nil without FDBConfig.Group
 
 	mu       sync.Mutex // held by writers
 	peers    *routing.Snapshot
+	remotes  map[netip.Addr]*routing.Peer // VTEPs that are no peers, but that some station is behind
 	moves    bucket
 	watchers map[chan FDBEvent]struct{}
 
@@ -75,7 +81,16 @@ type fdbEntry struct {
 // sighting is a frame's source that the database does not have so.
 type sighting struct {
 	key  FDBKey
-	peer *routing.Peer
+	peer *routing.Peer // nil: from is the address of none
+	from netip.Addr
+}
+
+// has reports whether an entry leads to where a sighting was.
+func (e *fdbEntry) has(peer *routing.Peer, from netip.Addr) bool {
+	if peer == nil {
+		return e.peer.Endpoint.Addr() == from
+	}
+	return e.peer.State() == peer.State()
 }
 
 const (
@@ -87,8 +102,14 @@ const (
 	copiesPerSecond = 50_000
 )
 
-func newFDB(cfg FDBConfig, log *slog.Logger) *fdb {
-	f := &fdb{cfg: cfg, log: log, now: time.Now, seen: make(chan sighting, sightings), peers: new(routing.Snapshot), watchers: make(map[chan FDBEvent]struct{})}
+func newFDB(cfg FDBConfig, detach func(netip.Addr) *routing.Peer, log *slog.Logger) *fdb {
+	f := &fdb{
+		cfg: cfg, log: log, now: time.Now, seen: make(chan sighting, sightings), detach: detach, peers: new(routing.Snapshot),
+		remotes: make(map[netip.Addr]*routing.Peer), watchers: make(map[chan FDBEvent]struct{}),
+	}
+	if cfg.Group.IsValid() {
+		f.group = detach(cfg.Group)
+	}
 	f.current.Store(&fdbView{})
 	return f
 }
@@ -112,19 +133,20 @@ func (v *fdbView) everyone() []*routing.Peer {
 	return v.flood
 }
 
-// observe notes that a frame of a station came from a peer. It never blocks; what does not fit is seen again with the next frame.
-func (f *fdb) observe(view View, key FDBKey, peer *routing.Peer, now int64) {
-	if !f.cfg.Learning || peer == nil || view.Peers.LookupMAC(key.MAC) != nil {
+// observe notes that a frame of a station came from a peer or, when peer is nil, from an address of none. It never blocks; what does
+// not fit is seen again with the next frame.
+func (f *fdb) observe(view View, key FDBKey, peer *routing.Peer, from netip.Addr, now int64) {
+	if !f.cfg.Learning || view.Peers.LookupMAC(key.MAC) != nil {
 		return
 	}
-	if e := view.Stations.entries[key]; e != nil && (e.kind != FDBLearned || e.peer.State() == peer.State()) {
+	if e := view.Stations.entries[key]; e != nil && (e.kind != FDBLearned || e.has(peer, from)) {
 		if e.heard.Load() != now {
 			e.heard.Store(now)
 		}
 		return
 	}
 	select {
-	case f.seen <- sighting{key, peer}:
+	case f.seen <- sighting{key, peer, from}:
 	default:
 		f.missed.Add(1)
 	}
@@ -188,7 +210,7 @@ func (f *fdb) acceptable(s sighting) bool {
 	for _, e := range entries {
 		if e.kind == FDBLearned {
 			all++
-			if e.peer.State() == s.peer.State() {
+			if e.has(s.peer, s.from) {
 				own++
 			}
 		}
@@ -201,8 +223,8 @@ func (f *fdb) acceptable(s sighting) bool {
 }
 
 func (f *fdb) learnOne(entries map[FDBKey]*fdbEntry, learned map[*routing.State]int, s sighting) {
-	peer := f.peers.LookupName(s.peer.Name)
-	if peer == nil || peer.State() != s.peer.State() || f.peers.LookupMAC(s.key.MAC) != nil {
+	peer := f.origin(s)
+	if peer == nil || f.peers.LookupMAC(s.key.MAC) != nil {
 		return // it left meanwhile
 	}
 	e := entries[s.key]
@@ -228,6 +250,28 @@ func (f *fdb) learnOne(entries map[FDBKey]*fdbEntry, learned map[*routing.State]
 	e = &fdbEntry{peer: peer, kind: FDBLearned}
 	e.heard.Store(f.now().Unix())
 	entries[s.key] = e
+}
+
+// origin returns who a sighting was of, as of now; nil when that peer left.
+func (f *fdb) origin(s sighting) *routing.Peer {
+	if s.peer != nil {
+		return successor(s.peer, f.peers)
+	}
+	if peer := f.peers.LookupSource(s.from); peer != nil {
+		return peer
+	}
+	if f.remotes[s.from] == nil {
+		f.remotes[s.from] = f.detach(s.from)
+	}
+	return f.remotes[s.from]
+}
+
+// successor returns what a peer is in another set, nil when it is not in it.
+func successor(p *routing.Peer, peers *routing.Snapshot) *routing.Peer {
+	if next := peers.LookupName(p.Name); next != nil && next.State() == p.State() {
+		return next
+	}
+	return nil
 }
 
 // age forgets learned entries that were not heard of for long.
@@ -257,7 +301,20 @@ func (f *fdb) change(edit func(entries map[FDBKey]*fdbEntry)) {
 		next.entries = make(map[FDBKey]*fdbEntry)
 	}
 	edit(next.entries)
+	f.forgetRemotes(next.entries)
 	f.current.Store(next)
+}
+
+// forgetRemotes drops the VTEPs that no station is behind any more.
+func (f *fdb) forgetRemotes(entries map[FDBKey]*fdbEntry) {
+	if len(f.remotes) == 0 {
+		return
+	}
+	inUse := make(map[*routing.Peer]bool)
+	for _, e := range entries {
+		inUse[e.peer] = true
+	}
+	maps.DeleteFunc(f.remotes, func(_ netip.Addr, p *routing.Peer) bool { return !inUse[p] })
 }
 
 // follow brings the database in line with a new set of peers: entries of those that left are gone, the others lead to the peers as
@@ -268,8 +325,11 @@ func (f *fdb) follow(peers *routing.Snapshot) {
 	f.peers = peers
 	next := &fdbView{entries: make(map[FDBKey]*fdbEntry), flood: f.floodTo(peers)}
 	for key, e := range f.current.Load().entries {
-		p := peers.LookupName(e.peer.Name)
-		if p == nil || p.State() != e.peer.State() || peers.LookupMAC(key.MAC) != nil {
+		p := successor(e.peer, peers)
+		if a := e.peer.Endpoint.Addr(); f.remotes[a] == e.peer {
+			p = cmp.Or(peers.LookupSource(a), e.peer)
+		}
+		if p == nil || peers.LookupMAC(key.MAC) != nil {
 			f.tell(FDBEvent{Op: "del", Entry: describeEntry(key, e.peer, e.kind)})
 			continue
 		}
@@ -277,6 +337,7 @@ func (f *fdb) follow(peers *routing.Snapshot) {
 		moved.heard.Store(e.heard.Load())
 		next.entries[key] = moved
 	}
+	f.forgetRemotes(next.entries)
 	f.current.Store(next)
 }
 
@@ -285,8 +346,11 @@ func (f *fdb) floodTo(peers *routing.Snapshot) (to []*routing.Peer) {
 	if f.cfg.NoFlood {
 		return nil
 	}
+	if f.group != nil {
+		to = append(to, f.group)
+	}
 	for _, p := range peers.Peers() {
-		if f.cfg.Flood == nil || slices.Contains(f.cfg.Flood, p.Name) {
+		if f.cfg.Flood == nil && f.group == nil || slices.Contains(f.cfg.Flood, p.Name) {
 			to = append(to, p)
 		}
 	}
@@ -325,7 +389,8 @@ func describeEntry(key FDBKey, p *routing.Peer, kind FDBKind) FDBEntry {
 // errNoFDB says that a tunnel forwards by address.
 var errNoFDB = errors.New("this tunnel carries IP packets and has no forwarding database: see vxlane peer list")
 
-// FDB returns every entry, by MAC and VLAN, and the counters.
+// FDB returns every entry, by MAC and VLAN, and the counters. Those who get what is for all have the MAC of zeros, as bridge(8) shows
+// them.
 func (t *Tunnel) FDB() ([]FDBEntry, FDBStats, error) {
 	f := t.fdb
 	if f == nil {
@@ -337,7 +402,11 @@ func (t *Tunnel) FDB() ([]FDBEntry, FDBStats, error) {
 			all = append(all, describeEntry(FDBKey{MAC: p.MAC}, p, FDBPeer))
 		}
 	}
-	for key, e := range f.current.Load().entries {
+	current := f.current.Load()
+	for _, p := range current.flood {
+		all = append(all, describeEntry(FDBKey{}, p, FDBFlood))
+	}
+	for key, e := range current.entries {
 		entry := describeEntry(key, e.peer, e.kind)
 		if e.kind == FDBLearned {
 			heard := time.Unix(e.heard.Load(), 0)
@@ -345,7 +414,9 @@ func (t *Tunnel) FDB() ([]FDBEntry, FDBStats, error) {
 		}
 		all = append(all, entry)
 	}
-	slices.SortFunc(all, func(a, b FDBEntry) int { return cmp.Or(cmp.Compare(a.MAC, b.MAC), cmp.Compare(a.VLAN, b.VLAN)) })
+	slices.SortFunc(all, func(a, b FDBEntry) int {
+		return cmp.Or(cmp.Compare(a.MAC, b.MAC), cmp.Compare(a.VLAN, b.VLAN), cmp.Compare(a.Endpoint, b.Endpoint))
+	})
 	return all, FDBStats{f.moved.Load(), f.full.Load(), f.restless.Load(), f.missed.Load()}, nil
 }
 

@@ -46,7 +46,8 @@ func station(n byte) encap.MAC { return encap.MAC{6, 5: n} }
 // hear lets a frame of a station come from a peer.
 func hear(tn *Tunnel, n byte, peer string) {
 	p := tn.table.Load().LookupName(peer)
-	tn.fdb.observe(tn.view(), FDBKey{MAC: station(n)}, p, tn.fdb.now().Unix())
+	from, _ := netip.ParseAddr(peer) // of one that is no peer
+	tn.fdb.observe(tn.view(), FDBKey{MAC: station(n)}, p, from, tn.fdb.now().Unix())
 	synctest.Wait()
 	time.Sleep(2 * learnBatch)
 	synctest.Wait()
@@ -93,7 +94,7 @@ func TestLearning(t *testing.T) {
 		want("within the limit of all", "hd", 5)
 		hear(tn, 6, "hd")
 		want("over the limit of all", "", 6)
-		tn.fdb.observe(tn.view(), FDBKey{MAC: encap.MAC{2, 5: 'b'}}, tn.table.Load().LookupName("hc"), 0)
+		tn.fdb.observe(tn.view(), FDBKey{MAC: encap.MAC{2, 5: 'b'}}, tn.table.Load().LookupName("hc"), netip.Addr{}, 0)
 		if _, stats, _ := tn.FDB(); stats.Moves != 1 || stats.Full != 2 || stats.Missed != 0 {
 			t.Errorf("stats %+v", stats)
 		}
@@ -122,6 +123,52 @@ func TestLearning(t *testing.T) {
 	})
 }
 
+// What is behind a VTEP that is no peer leads to its address, until it becomes a peer, or nothing is behind it any more.
+func TestLearningFromStrangers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tn := bridged(t, FDBConfig{Learning: true, Ageing: 10 * time.Second, Limit: 4, PeerLimit: 2, Group: netip.MustParseAddr("239.1.1.1")})
+		ctx, cancel := context.WithCancel(t.Context())
+		go tn.fdb.run(ctx)
+		defer func() { cancel(); synctest.Wait() }()
+		const stranger = "172.30.0.7"
+		for n := range byte(3) {
+			hear(tn, n+1, stranger)
+		}
+		if a, c := behind(tn, 2), behind(tn, 3); a != stranger || c != "" {
+			t.Errorf("stations are behind %q and %q, want two behind %s", a, c, stranger)
+		}
+		p := tn.fdb.current.Load().lookup(FDBKey{MAC: station(1)})
+		if p == nil || p.Endpoint.String() != stranger+":8472" || p.State() == nil {
+			t.Fatalf("a station is behind %+v", p)
+		}
+		before := tn.Stats().Encap.Delivered
+		batch := NewBatch()
+		copy(batch.Space()[Headroom:], frameTo(station(1)))
+		batch.Add(60, encap.Offload{})
+		tn.lanes[0].transmit.step(batch.Packets())
+		if tn.Stats().Encap.Delivered != before+1 || p.State().Totals().EncapPackets != 1 {
+			t.Errorf("a frame for it was not sent: %+v", tn.Stats().Encap)
+		}
+		hear(tn, 1, "hd")
+		if got := behind(tn, 1); got != "hd" {
+			t.Errorf("it moved to a peer, but is behind %q", got)
+		}
+		peers := append(bridgePeers("hb", "hc", "hd"), routing.Peer{Name: "known", Endpoint: netip.MustParseAddrPort(stranger + ":9999")})
+		if _, err := tn.SetPeers(peers); err != nil {
+			t.Fatal(err)
+		}
+		if got := behind(tn, 2); got != "known" || len(tn.fdb.remotes) != 0 {
+			t.Errorf("it became a peer, but what is behind it is behind %q; strangers %v", got, tn.fdb.remotes)
+		}
+		hear(tn, 4, "172.30.0.8")
+		time.Sleep(12 * time.Second)
+		synctest.Wait()
+		if got := behind(tn, 4); got != "" || len(tn.fdb.remotes) != 0 {
+			t.Errorf("aged, but behind %q; strangers %v", got, tn.fdb.remotes)
+		}
+	})
+}
+
 // Moves beyond what a station does are not followed.
 func TestRestlessStations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -138,7 +185,7 @@ func TestRestlessStations(t *testing.T) {
 			t.Errorf("stats %+v", stats)
 		}
 		for i := range 2 * movesPerSecond { // all at once
-			tn.fdb.seen <- sighting{FDBKey{MAC: station(1)}, tn.table.Load().LookupName([]string{"hc", "hd"}[i%2])}
+			tn.fdb.seen <- sighting{key: FDBKey{MAC: station(1)}, peer: tn.table.Load().LookupName([]string{"hc", "hd"}[i%2])}
 		}
 		time.Sleep(time.Second / 2)
 		synctest.Wait()
@@ -151,7 +198,7 @@ func TestRestlessStations(t *testing.T) {
 // Without learning, nothing is; what cannot be added is named.
 func TestStaticEntries(t *testing.T) {
 	tn := bridged(t, FDBConfig{Limit: 4, PeerLimit: 4})
-	tn.fdb.observe(tn.view(), FDBKey{MAC: station(1)}, tn.table.Load().LookupName("hb"), 0)
+	tn.fdb.observe(tn.view(), FDBKey{MAC: station(1)}, tn.table.Load().LookupName("hb"), netip.Addr{}, 0)
 	if len(tn.fdb.seen) != 0 {
 		t.Error("a station was noted")
 	}
@@ -197,6 +244,8 @@ func TestFrameVerdicts(t *testing.T) {
 		{"multicast", FDBConfig{}, encap.MAC{1, 0, 0x5e, 5: 1}, "", 3, encap.None},
 		{"broadcast to some", FDBConfig{Flood: []string{"hb", "hd"}}, encap.Broadcast, "", 2, encap.None},
 		{"broadcast to nobody", FDBConfig{NoFlood: true}, encap.Broadcast, "", 0, encap.NoTXTarget},
+		{"broadcast to a group", FDBConfig{Group: netip.MustParseAddr("239.1.1.1")}, encap.Broadcast, "", 1, encap.None},
+		{"broadcast to a group and a peer", FDBConfig{Group: netip.MustParseAddr("239.1.1.1"), Flood: []string{"hc"}}, encap.Broadcast, "", 2, encap.None},
 		{"unknown to nobody", FDBConfig{NoFlood: true}, station(2), "", 0, encap.NoTXTarget},
 	} {
 		tn := bridged(t, c.cfg)

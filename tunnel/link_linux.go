@@ -264,11 +264,18 @@ func (l *Link) IsUp() bool {
 	return err == nil && link.Attrs().Flags&net.FlagUp != 0
 }
 
-// UnderlayLink returns the name and MTU of the device that has addr.
-func UnderlayLink(addr netip.Addr) (name string, mtu int, err error) {
+// UnderlayDevice is the device that has the underlay address.
+type UnderlayDevice struct {
+	Name  string
+	Index int
+	MTU   int // bytes
+}
+
+// UnderlayLink returns the device that has addr.
+func UnderlayLink(addr netip.Addr) (UnderlayDevice, error) {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
-		return "", 0, fmt.Errorf("list addresses: %w", err)
+		return UnderlayDevice{}, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range list {
 		p, ok := prefixFromNet(a.IPNet)
@@ -277,18 +284,22 @@ func UnderlayLink(addr netip.Addr) (name string, mtu int, err error) {
 		}
 		link, err := netlink.LinkByIndex(a.LinkIndex)
 		if err != nil {
-			return "", 0, fmt.Errorf("find the device of %s: %w", addr, err)
+			return UnderlayDevice{}, fmt.Errorf("find the device of %s: %w", addr, err)
 		}
-		return link.Attrs().Name, link.Attrs().MTU, nil
+		return describeUnderlay(link), nil
 	}
 	if addr.IsLoopback() && addr.Is4() {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
-			return "", 0, fmt.Errorf("find the device of %s: %w", addr, err)
+			return UnderlayDevice{}, fmt.Errorf("find the device of %s: %w", addr, err)
 		}
-		return "lo", lo.Attrs().MTU, nil
+		return describeUnderlay(lo), nil
 	}
-	return "", 0, fmt.Errorf("underlay.local %s: %w: no device here has this address; see ip address", addr, unix.EADDRNOTAVAIL)
+	return UnderlayDevice{}, fmt.Errorf("underlay.local %s: %w: no device here has this address; see ip address", addr, unix.EADDRNOTAVAIL)
+}
+
+func describeUnderlay(l netlink.Link) UnderlayDevice {
+	return UnderlayDevice{Name: l.Attrs().Name, Index: l.Attrs().Index, MTU: l.Attrs().MTU}
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -16,7 +16,7 @@ type paths struct {
 	mtu   func(netip.Addr) (int, error) // of the kernel; nil: nothing is learned
 	table *routing.Table
 	log   *slog.Logger
-	asks  chan string // names of peers
+	asks  chan *routing.Peer
 }
 
 const (
@@ -31,11 +31,11 @@ const (
 
 func newPaths(mtu func(netip.Addr) (int, error), table *routing.Table, log *slog.Logger) *paths {
 	const waiting = 64
-	return &paths{mtu: mtu, table: table, log: log, asks: make(chan string, waiting)}
+	return &paths{mtu: mtu, table: table, log: log, asks: make(chan *routing.Peer, waiting)}
 }
 
 // ask has the path to a peer looked up. It never blocks; what does not fit is asked for with the next packet.
-func (p *paths) ask(peer string) {
+func (p *paths) ask(peer *routing.Peer) {
 	select {
 	case p.asks <- peer:
 	default:
@@ -54,8 +54,11 @@ func (p *paths) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case name := <-p.asks:
-			if peer := p.table.Load().LookupName(name); peer != nil && time.Since(known[peer.State()]) >= pathPause {
+		case peer := <-p.asks:
+			if now := successor(peer, p.table.Load()); now != nil {
+				peer = now
+			}
+			if time.Since(known[peer.State()]) >= pathPause {
 				p.learn(peer, known)
 			}
 		case now := <-ticker.C:

@@ -30,22 +30,22 @@ func TestPathsAreLearnedAndForgotten(t *testing.T) {
 				t.Errorf("%s: %d, want %d", what, got, mtu)
 			}
 		}
-		tn.paths.ask("hb")
+		tn.paths.ask(peer)
 		want("asked", 1400)
 		answer = 1200
-		tn.paths.ask("hb")
+		tn.paths.ask(peer)
 		want("asked again at once", 1400)
 		time.Sleep(pathPause)
 		answer, fail = 1300, errors.New("no route")
-		tn.paths.ask("hb")
+		tn.paths.ask(peer)
 		want("not told", 1400)
 		fail = nil
 		time.Sleep(pathPause)
-		tn.paths.ask("hb")
+		tn.paths.ask(peer)
 		want("asked again", 1300)
 		time.Sleep(pathExpires + 2*time.Minute)
 		want("expired", 0)
-		tn.paths.ask("hb")
+		tn.paths.ask(peer)
 		want("asked once more", 1300)
 		peers := bridgePeers("hb", "hc")
 		peers[0].Endpoint = netip.MustParseAddrPort("172.30.0.200:8472")
@@ -54,7 +54,7 @@ func TestPathsAreLearnedAndForgotten(t *testing.T) {
 		}
 		want("the peer moved", 0)
 		for range 1000 { // nobody waits
-			tn.paths.ask("hb")
+			tn.paths.ask(peer)
 		}
 	})
 }

@@ -3,6 +3,8 @@ package tunnel
 import (
 	"encoding/binary"
 	"fmt"
+	"net/netip"
+	"slices"
 	"sync"
 
 	"golang.org/x/net/bpf"
@@ -18,6 +20,7 @@ import (
 type SharedPort struct {
 	mu      sync.Mutex
 	members []portMember // in the order in which the sockets joined the group, which is that of the kernel's indexes
+	groups  []netip.Addr // multicast groups that one of them receives from
 }
 
 // portMember is one tunnel on a port.
@@ -100,6 +103,17 @@ func (s *SharedPort) program(last int) []bpf.Instruction {
 		base += n
 	}
 	return append(program, bpf.RetConstant{Val: 0})
+}
+
+// claimGroup reports whether the caller is the first to ask for a multicast group, and so the one to receive from it.
+func (s *SharedPort) claimGroup(group netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if slices.Contains(s.groups, group) {
+		return false
+	}
+	s.groups = append(s.groups, group)
+	return true
 }
 
 // serve lets the tunnel that joined for vni take what others received for it.

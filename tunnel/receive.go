@@ -157,7 +157,7 @@ func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int)
 		x.count.consumed.Add(uint64(p.Count))
 	default:
 		if x.t.fdb != nil {
-			x.t.fdb.observe(view, view.station(p.Headers.Link.Src, &p.Headers), v.Peer, x.now)
+			x.t.fdb.observe(view, view.station(p.Headers.Link.Src, &p.Headers), v.Peer, d.Remote.Addr(), x.now)
 		}
 		if v.Suspect != encap.None {
 			x.count.suspect[v.Suspect].Add(uint64(p.Count))

@@ -167,7 +167,8 @@ func (x *transmitter) frame(peer *routing.Peer, p *Packet, link encap.Link) enca
 	if r := x.t.rules.Codec.Encap(header, p.Data, &p.Headers, link); r != encap.None {
 		return r
 	}
-	return x.lineUp(peer, p, x.sender.Carries(p))
+	carried := !peer.Endpoint.Addr().IsMulticast() && x.sender.Carries(p) // the outer TAP's redirect knows single hosts only
+	return x.lineUp(peer, p, carried)
 }
 
 // lineUp makes a datagram of p, which has its header in front, or cuts it into trains when the sender does not carry it.
@@ -199,7 +200,7 @@ func (x *transmitter) account() {
 			continue
 		}
 		if d.Reason == encap.PktTooBig {
-			x.t.paths.ask(o.peer.Name)
+			x.t.paths.ask(o.peer)
 		}
 		if o.copy {
 			x.count.copies.Add(uint64(d.Sent))

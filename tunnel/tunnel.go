@@ -98,7 +98,7 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 	t := &Tunnel{
 		cfg: cfg, mtu: cfg.MTU, device: device, underlay: underlay, log: cfg.Log, started: time.Now(),
 		rules: Rules{
-			Codec: codec, Ethernet: cfg.Framing == encap.FramingVXLAN && !cfg.Bridge, Bridge: cfg.Bridge, MAC: cfg.MAC,
+			Codec: codec, Ethernet: cfg.Framing == encap.FramingVXLAN && !cfg.Bridge, Bridge: cfg.Bridge, MAC: cfg.MAC, Group: cfg.FDB.Group,
 			Local: cfg.Local, Port: cfg.Port, OuterCheck: cfg.OuterCheck, InnerCheck: cfg.InnerCheck,
 		},
 		table: routing.NewTable(len(queues) + 2), // shares more: packets that waited for a MAC, and strays
@@ -109,7 +109,8 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 	t.own.Store(NewAddresses(nil))
 	t.paths, t.overhead = newPaths(cfg.PathMTU, t.table, t.log), encap.Overhead(codec, cfg.Local.Is6())
 	if cfg.Bridge {
-		t.fdb = newFDB(cfg.FDB, t.log)
+		detach := func(a netip.Addr) *routing.Peer { return t.table.Detached(netip.AddrPortFrom(a, cfg.Port)) }
+		t.fdb = newFDB(cfg.FDB, detach, t.log)
 	}
 	t.slow.limit = newLimiter()
 	for i, q := range queues {

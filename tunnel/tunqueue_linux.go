@@ -38,7 +38,7 @@ func newTUNQueue(t *TUN, reader, writer int) *tunQueue {
 	return q
 }
 
-func (q *tunQueue) fd() int { return q.reader }
+func (q *tunQueue) fds() []int { return []int{q.reader} }
 
 // Joins implements Queue.
 func (q *tunQueue) Joins(g encap.GSO) bool {

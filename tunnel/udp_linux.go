@@ -37,6 +37,9 @@ type UDPConfig struct {
 	NoChecksum6TX bool // IPv6: send without UDP checksum
 	NoChecksum6RX bool // IPv6: accept datagrams without UDP checksum
 
+	Group  netip.Addr // when valid, a multicast group that is received from and sent to
+	Device int        // with Group: index of the device that it is joined on
+
 	Shared *SharedPort // when not nil, others receive on the port, too
 	VNI    encap.VNI   // with Shared
 
@@ -50,8 +53,9 @@ type UDPConfig struct {
 // ports, so that routers and receivers can tell flows apart (RFC 7348 section 5).
 type UDP struct {
 	cfg       UDPConfig
-	receivers []Receiver
-	sockets   []int // of the senders: Buckets, then, with DFInherit, as many with the bit set
+	sources   []*udpReceiver // a socket each; that of the group is the last
+	receivers []Receiver     // one for each worker, from sources
+	sockets   []int          // of the senders: Buckets, then, with DFInherit, as many with the bit set
 	senders   []*udpSender
 	gso       feature
 	gro       feature
@@ -80,14 +84,18 @@ func (u *UDP) open() error {
 	}
 	u.negotiate()
 	for range u.cfg.Receivers {
-		fd, err := u.receiveSocket()
+		fd, err := u.receiveSocket(u.cfg.Local)
 		if err != nil {
 			return err
 		}
-		u.receivers = append(u.receivers, newUDPReceiver(fd))
+		r := newUDPReceiver(fd)
+		u.sources, u.receivers = append(u.sources, r), append(u.receivers, r)
 		if u.cfg.Shared != nil {
 			u.cfg.Shared.add(fd)
 		}
+	}
+	if err := u.openGroup(); err != nil {
+		return err
 	}
 	if err := u.openSenders(); err != nil {
 		return err
@@ -123,7 +131,10 @@ func (u *UDP) PathMTU(remote netip.Addr) (int, error) {
 		level, option, discover = unix.IPPROTO_IPV6, unix.IPV6_MTU, unix.IPV6_MTU_DISCOVER
 	}
 	// IP_PMTUDISC_DO and IPV6_PMTUDISC_DO are one number; connecting sends nothing.
-	err = errors.Join(u.bind(fd, 0), unix.SetsockoptInt(fd, level, discover, unix.IP_PMTUDISC_DO), unix.Connect(fd, sockaddr(remote, u.cfg.Port)))
+	if remote.IsMulticast() {
+		err = u.sendToGroup(fd)
+	}
+	err = errors.Join(err, u.bind(fd, 0), unix.SetsockoptInt(fd, level, discover, unix.IP_PMTUDISC_DO), unix.Connect(fd, sockaddr(remote, u.cfg.Port)))
 	if err != nil {
 		return 0, fmt.Errorf("ask for the path to %s: %w", remote, err)
 	}
@@ -150,7 +161,8 @@ func (u *UDP) claimPort() error {
 	return u.bind(fd, u.cfg.Port)
 }
 
-func (u *UDP) receiveSocket() (int, error) {
+// receiveSocket opens a socket for what comes to an address of this host, or to a group.
+func (u *UDP) receiveSocket(to netip.Addr) (int, error) {
 	fd, err := u.socket()
 	if err != nil {
 		return -1, err
@@ -172,7 +184,7 @@ func (u *UDP) receiveSocket() (int, error) {
 		err = errors.Join(err, setOption(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1, "UDP_GRO"))
 	}
 	if err == nil {
-		err = u.bind(fd, u.cfg.Port)
+		err = u.bindTo(fd, to, u.cfg.Port)
 	}
 	if err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
@@ -260,6 +272,9 @@ func (u *UDP) prepareSender(fd int, df bool) error {
 	if withoutChecksum {
 		err = errors.Join(err, noChecksum.set(fd, 1))
 	}
+	if u.cfg.Group.IsValid() {
+		err = errors.Join(err, u.sendToGroup(fd))
+	}
 	return err
 }
 
@@ -299,9 +314,15 @@ func (u *UDP) socket() (int, error) {
 	return fd, nil
 }
 
-func (u *UDP) bind(fd int, port uint16) error {
-	if err := unix.Bind(fd, sockaddr(u.cfg.Local, port)); err != nil {
-		return fmt.Errorf("bind: %w", err)
+func (u *UDP) bind(fd int, port uint16) error { return u.bindTo(fd, u.cfg.Local, port) }
+
+func (u *UDP) bindTo(fd int, a netip.Addr, port uint16) error {
+	to := sockaddr(a, port)
+	if six, ok := to.(*unix.SockaddrInet6); ok && a.IsMulticast() {
+		six.ZoneId = uint32(u.cfg.Device) // those of link-local scope need it
+	}
+	if err := unix.Bind(fd, to); err != nil {
+		return fmt.Errorf("bind to %s: %w", a, err)
 	}
 	return nil
 }
@@ -395,8 +416,8 @@ func (u *UDP) SourcePorts() []uint16 {
 // Close implements Underlay.
 func (u *UDP) Close() error {
 	var errs []error
-	for _, r := range u.receivers {
-		errs = append(errs, unix.Close(r.(*udpReceiver).socket))
+	for _, r := range u.sources {
+		errs = append(errs, unix.Close(r.socket))
 	}
 	for _, fd := range u.sockets {
 		errs = append(errs, unix.Close(fd))
@@ -404,7 +425,7 @@ func (u *UDP) Close() error {
 	if u.outer != nil {
 		errs = append(errs, u.outer.close())
 	}
-	u.receivers, u.sockets = nil, nil
+	u.sources, u.receivers, u.sockets = nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -428,8 +449,7 @@ func (u *UDP) AddTo(c *Counts) {
 	if u.outer != nil {
 		u.outer.redirect.addTo(c.OuterDrops)
 	}
-	for _, r := range u.receivers {
-		r := r.(*udpReceiver)
+	for _, r := range u.sources {
 		c.Syscalls["recvmmsg"] += r.calls.Load()
 		c.QueueOverflows += r.overflows()
 		r.errnos.addTo(c.ReceiveErrors)

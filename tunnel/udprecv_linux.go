@@ -75,7 +75,7 @@ func (r *udpReceiver) offer(i int) {
 	r.msgs[i].hdr.SetControllen(len(r.slots[i].control))
 }
 
-func (r *udpReceiver) fd() int { return r.socket }
+func (r *udpReceiver) fds() []int { return []int{r.socket} }
 
 // Receive implements Receiver.
 func (r *udpReceiver) Receive() ([]Datagram, error) {

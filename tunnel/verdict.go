@@ -16,6 +16,7 @@ type Rules struct {
 	Bridge     bool       // packets are Ethernet frames: stations are looked up, not addresses
 	MAC        encap.MAC  // this VTEP's, with Ethernet
 	Local      netip.Addr // our underlay address
+	Group      netip.Addr // our multicast group there, if any
 	Port       uint16     // our underlay port
 	OuterCheck Check
 	InnerCheck Check
@@ -92,7 +93,7 @@ func decideFrame(rules *Rules, view View, frame []byte, h *encap.Headers) Verdic
 	if r := encap.ParseAnyFrame(frame, h); r != encap.None {
 		return drop(r)
 	}
-	if h.HasPorts && h.Proto == encap.ProtoUDP && h.Src == rules.Local && view.Peers.IsEndpoint(h.Dst, h.DstPort) {
+	if h.HasPorts && h.Proto == encap.ProtoUDP && h.Src == rules.Local && (view.Peers.IsEndpoint(h.Dst, h.DstPort) || h.Dst == rules.Group && h.DstPort == rules.Port) {
 		return drop(encap.NestedTunnel) // our own datagrams, led into the device
 	}
 	if !h.Link.Dst.IsGroup() {

@@ -15,7 +15,7 @@ import (
 )
 
 // descriptor is an end that the kernel can wait for.
-type descriptor interface{ fd() int }
+type descriptor interface{ fds() []int }
 
 // epollWaiter sleeps in epoll_wait.
 type epollWaiter struct {
@@ -52,7 +52,7 @@ func (w *epollWaiter) open(ends []any) (err error) {
 		if !ok {
 			return fmt.Errorf("wait for %T: it has no file descriptor", e)
 		}
-		fds = append(fds, d.fd())
+		fds = append(fds, d.fds()...)
 	}
 	for _, fd := range fds {
 		event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}

@@ -157,7 +157,7 @@ func (b *vxlanBackend) describe(ctx context.Context, c vxlanConfig, v6 bool) (h 
 	if err != nil {
 		return h, err
 	}
-	if _, _, err := tunnel.UnderlayLink(public); err == nil {
+	if _, err := tunnel.UnderlayLink(public); err == nil {
 		own = public // as flannel's own: peers know this node by it
 	}
 	h = half{v6: v6, public: public}

@@ -60,10 +60,24 @@ func (d *document) checkFDB(t *Tunnel, key string) {
 			d.fail(key+"."+name, "%d: want 0 or more", n)
 		}
 	}
-	if f.Group != "" {
-		d.fail(key+".group", "%q: multicast groups are not available in this version: use flood", f.Group)
-	}
+	d.checkGroup(t, key+".group")
 	d.checkFlood(t, t.Peers, key+".flood")
+}
+
+// checkGroup judges a multicast group of the underlay, and what it is to be used with.
+func (d *document) checkGroup(t *Tunnel, key string) {
+	g, local := t.FDB.Group, t.Underlay.Local
+	switch {
+	case !g.IsValid() || t.Device.Mode != ModeTAP:
+	case !g.IsMulticast() || g.Zone() != "":
+		d.fail(key, "%s: want a multicast group, such as 239.1.1.1 or ff05::100", g)
+	case local.IsValid() && g.Is4() != local.Is4():
+		d.fail(key, "%s: of another address family than underlay.local %s", g, local)
+	case t.FDB.Flood.None():
+		d.fail(key, "%s: flood: none says that nobody gets such frames: take one of the two out", g)
+	case t.FDB.Learning && len(t.Peers) == 0 && t.Underlay.SourceCheck.Outer == CheckEnforce:
+		d.fail(key, "%s: there are no peers, and source_check.outer accepts frames from nobody else: list the peers, or set source_check: {outer: false} to learn from every VTEP in the group", g)
+	}
 }
 
 // checkFlood makes sure that those who get broadcast are there, and that what is learned of a peer can be told from another's.

@@ -49,7 +49,7 @@ type Underlay struct {
 	Local         netip.Addr    `yaml:"local" json:"local" default:"required" doc:"Address of this host that datagrams leave from and arrive at: IPv4 or IPv6."`
 	Port          uint16        `yaml:"port" json:"port" default:"8472" doc:"UDP port: 1-65535. By default 8472, with flannel-udp 8285."`
 	SourcePorts   SourcePorts   `yaml:"source_ports" json:"source_ports"`
-	TTL           TTL           `yaml:"ttl" json:"ttl" default:"64" doc:"TTL (hop limit) of the outer header: 1-255, or inherit to copy the packet's."`
+	TTL           TTL           `yaml:"ttl" json:"ttl" default:"64" doc:"TTL (hop limit) of the outer header: 1-255, inherit to copy the packet's, or auto for the system's default (to a multicast group 1)."`
 	TOS           TOS           `yaml:"tos" json:"tos" default:"inherit" doc:"TOS (traffic class) of the outer header: 0-255, or inherit to copy the packet's. The ECN bits always follow RFC 6040."`
 	DF            DF            `yaml:"df" json:"df" default:"unset" doc:"Don't-fragment bit of the outer header: unset, set, or inherit to copy the packet's. Over IPv6, set forbids fragmentation at this host."`
 	Checksum      bool          `yaml:"checksum" json:"checksum" default:"true" doc:"Outer UDP checksum over IPv4. Receiving accepts datagrams with and without."`
@@ -86,14 +86,14 @@ type Peer struct {
 
 // FDB configures the forwarding database of tap mode. It has no effect in tun mode.
 type FDB struct {
-	Learning  bool     `yaml:"learning" json:"learning" default:"false" doc:"Tap mode only: learn MACs from received frames."`
-	Ageing    Duration `yaml:"ageing" json:"ageing" default:"300s" doc:"Tap mode only: how long a learned MAC stays without traffic."`
-	Limit     int      `yaml:"limit" json:"limit" default:"4096" doc:"Tap mode only: how many learned MACs there may be."`
-	PeerLimit int      `yaml:"peer_limit" json:"peer_limit" default:"1024" doc:"Tap mode only: how many learned MACs there may be behind one peer."`
-	VLANs     bool     `yaml:"vlans" json:"vlans" default:"false" doc:"Tap mode only: look MACs up by VLAN, too; a MAC may then be behind one peer in one VLAN and behind another in the next."`
-	Flood     Flood    `yaml:"flood" json:"flood" default:"all" doc:"Tap mode only: who gets broadcast, unknown and multicast frames: all, none, or a list of peer names."`
-	Group     string   `yaml:"group" json:"group" default:"\"\"" doc:"Tap mode only: underlay multicast group for such frames; not in this version."`
-	Suppress  bool     `yaml:"suppress" json:"suppress" default:"false" doc:"Tap mode only: answer ARP and neighbour discovery of the device here where peers' mac and a single host in allowed_ips say what the answer is. What is not known is flooded as flood says."`
+	Learning  bool       `yaml:"learning" json:"learning" default:"false" doc:"Tap mode only: learn MACs from received frames. Where source_check.outer lets frames of VTEPs pass that are no peers, what is behind those is learned as well."`
+	Ageing    Duration   `yaml:"ageing" json:"ageing" default:"300s" doc:"Tap mode only: how long a learned MAC stays without traffic."`
+	Limit     int        `yaml:"limit" json:"limit" default:"4096" doc:"Tap mode only: how many learned MACs there may be."`
+	PeerLimit int        `yaml:"peer_limit" json:"peer_limit" default:"1024" doc:"Tap mode only: how many learned MACs there may be behind one peer."`
+	VLANs     bool       `yaml:"vlans" json:"vlans" default:"false" doc:"Tap mode only: look MACs up by VLAN, too; a MAC may then be behind one peer in one VLAN and behind another in the next."`
+	Flood     Flood      `yaml:"flood" json:"flood" default:"all" doc:"Tap mode only: who gets broadcast, unknown and multicast frames: all, none, or a list of peer names."`
+	Group     netip.Addr `yaml:"group" json:"group" default:"\"\"" doc:"Tap mode only: underlay multicast group for such frames, such as 239.1.1.1 or ff05::100, joined on the device that has underlay.local. They go to it instead of to all peers one by one, and besides to those that flood lists. Its datagrams have the TTL of the others, with ttl: auto 1."`
+	Suppress  bool       `yaml:"suppress" json:"suppress" default:"false" doc:"Tap mode only: answer ARP and neighbour discovery of the device here where peers' mac and a single host in allowed_ips say what the answer is. What is not known is flooded as flood says."`
 }
 
 // Metrics configures the Prometheus endpoint.

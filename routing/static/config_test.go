@@ -83,7 +83,7 @@ func TestShownConfigurationIsReadBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Tunnels[0].Underlay.TTL = TTL{Inherit: true}
-	c.Tunnels[0].FDB.Flood = Flood{Names: []string{"hb"}}
+	c.Tunnels[0].FDB.Flood, c.Tunnels[0].FDB.Group = Flood{Names: []string{"hb"}}, netip.MustParseAddr("239.1.1.1")
 	asYAML, err := yaml.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
@@ -104,6 +104,9 @@ func TestShownConfigurationIsReadBack(t *testing.T) {
 // in its place.
 func TestMistakes(t *testing.T) {
 	tunnel := func(rest string) string { return minimal + rest }
+	tap := func(fdb string) string {
+		return strings.Replace(minimal, "underlay", "device: {mode: tap}\n    fdb: {"+fdb+"}\n    underlay", 1)
+	}
 	peers := func(list string) string { return tunnel("    peers:\n" + list) }
 	for name, c := range map[string]struct{ text, want string }{
 		"empty":                        {"", "x.yaml: empty"},
@@ -123,7 +126,7 @@ func TestMistakes(t *testing.T) {
 		"vni negative":                 {strings.Replace(minimal, "}", ", vni: -1}", 1), `tunnels[0].underlay.vni: "-1": want a whole number within 0-`},
 		"port 70000":                   {strings.Replace(minimal, "}", ", port: 70000}", 1), `tunnels[0].underlay.port: "70000": want a whole number within 0-`},
 		"encap":                        {strings.Replace(minimal, "}", ", encap: geneve}", 1), `tunnels[0].underlay.encap: "geneve": want vxlan or flannel-udp`},
-		"ttl 0":                        {strings.Replace(minimal, "}", ", ttl: 0}", 1), `"0": want 1-255 or inherit`},
+		"ttl 0":                        {strings.Replace(minimal, "}", ", ttl: 0}", 1), `"0": want 1-255, inherit or auto`},
 		"tos 256":                      {strings.Replace(minimal, "}", ", tos: 256}", 1), `"256": want 0-255 or inherit`},
 		"df":                           {strings.Replace(minimal, "}", ", df: maybe}", 1), `"maybe": want unset, set or inherit`},
 		"ports backwards":              {strings.Replace(minimal, "}", ", source_ports: {range: 9-8}}", 1), `"9-8": want two ports`},
@@ -138,6 +141,11 @@ func TestMistakes(t *testing.T) {
 		"name too long":                {tunnel("    device: {name: abcdefghijklmnop}\n"), "want at most 15 characters"},
 		"name with slash":              {tunnel("    device: {name: a/b}\n"), "want a device name"},
 		"flood to nobody known":        {strings.Replace(minimal, "underlay", "device: {mode: tap}\n    fdb: {flood: [hx]}\n    underlay", 1), `fdb.flood names peer "hx"`},
+		"group of one":                 {tap("group: 172.30.0.9"), "tunnels[0].fdb.group: 172.30.0.9: want a multicast group"},
+		"group of another family":      {tap("group: \"ff05::1\""), "of another address family than underlay.local 172.30.0.1"},
+		"group and nobody":             {tap("group: 239.1.1.1, flood: none"), "flood: none says that nobody gets such frames"},
+		"learning from nobody":         {tap("group: 239.1.1.1, learning: true"), "source_check.outer accepts frames from nobody else"},
+		"group of words":               {tap("group: all"), "tunnels[0].fdb.group:"},
 		"learning of shared addresses": {"version: 1\ntunnels:\n  - device: {mode: tap}\n    underlay: {local: 172.30.0.1}\n    fdb: {learning: true}\n    peers: [{name: a, endpoint: 172.30.0.2}, {name: b, endpoint: \"172.30.0.2:9\"}]\n", `peers "a" and "b" share the address 172.30.0.2`},
 		"tap":                          {"version: 1\ntunnels:\n  - device: {mode: tap}\n    underlay: {local: 172.30.0.1, encap: flannel-udp}\n", "flannel-udp carries IPv4 packets, not frames"},
 		"tunnel-gso for flannel":       {strings.Replace(minimal, "}", ", encap: flannel-udp}", 1) + "    tier: tunnel-gso\n", "use auto with encap: flannel-udp"},

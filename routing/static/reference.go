@@ -54,7 +54,9 @@ func typeName(t reflect.Type) string {
 		return "LOW-HIGH"
 	case reflect.TypeFor[Duration]():
 		return "duration"
-	case reflect.TypeFor[TTL](), reflect.TypeFor[TOS]():
+	case reflect.TypeFor[TTL]():
+		return "number, inherit or auto"
+	case reflect.TypeFor[TOS]():
 		return "number or inherit"
 	case reflect.TypeFor[Check]():
 		return "true, count or false"

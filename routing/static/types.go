@@ -120,21 +120,33 @@ func (d *Duration) UnmarshalText(text []byte) error {
 // MarshalText implements encoding.TextMarshaler.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
 
-// TTL is a fixed TTL, or inherit.
+// TTL is a fixed TTL, inherit, or auto.
 type TTL struct {
 	Inherit bool
-	Value   uint8
+	Value   uint8 // 0, when not inherited, is auto
 }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (t *TTL) UnmarshalText(text []byte) error {
-	inherit, v, err := inheritOr(text, 1)
+	if string(text) == "auto" {
+		*t = TTL{}
+		return nil
+	}
+	inherit, v, err := inheritOr(text)
+	if err != nil || !inherit && v == 0 {
+		return fmt.Errorf("%q: want 1-255, inherit or auto", text)
+	}
 	*t = TTL{inherit, v}
-	return err
+	return nil
 }
 
 // MarshalText implements encoding.TextMarshaler.
-func (t TTL) MarshalText() ([]byte, error) { return marshalInherit(t.Inherit, t.Value) }
+func (t TTL) MarshalText() ([]byte, error) {
+	if t == (TTL{}) {
+		return []byte("auto"), nil
+	}
+	return marshalInherit(t.Inherit, t.Value)
+}
 
 // TOS is a fixed TOS, or inherit.
 type TOS struct {
@@ -144,23 +156,23 @@ type TOS struct {
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (t *TOS) UnmarshalText(text []byte) error {
-	inherit, v, err := inheritOr(text, 0)
+	inherit, v, err := inheritOr(text)
+	if err != nil {
+		return fmt.Errorf("%q: want 0-255 or inherit", text)
+	}
 	*t = TOS{inherit, v}
-	return err
+	return nil
 }
 
 // MarshalText implements encoding.TextMarshaler.
 func (t TOS) MarshalText() ([]byte, error) { return marshalInherit(t.Inherit, t.Value) }
 
-func inheritOr(text []byte, lowest int) (inherit bool, value uint8, err error) {
+func inheritOr(text []byte) (inherit bool, value uint8, err error) {
 	if string(text) == "inherit" {
 		return true, 0, nil
 	}
 	v, err := strconv.ParseUint(string(text), 0, 8)
-	if err != nil || int(v) < lowest {
-		return false, 0, fmt.Errorf("%q: want %d-255 or inherit", text, lowest)
-	}
-	return false, uint8(v), nil
+	return false, uint8(v), err
 }
 
 func marshalInherit(inherit bool, v uint8) ([]byte, error) {
@@ -268,11 +280,14 @@ func (f *Flood) UnmarshalYAML(n *yaml.Node) error {
 	return nil
 }
 
+// None reports whether nobody gets them.
+func (f Flood) None() bool { return !f.All && len(f.Names) == 0 }
+
 func (f Flood) value() any {
 	switch {
 	case f.All:
 		return "all"
-	case len(f.Names) == 0:
+	case f.None():
 		return "none"
 	}
 	return f.Names

@@ -20,7 +20,7 @@ func (v *VTEP) Status(ready bool) control.Status {
 	s := control.Status{
 		Schema: control.SchemaStatus, Version: cli.Version(), PID: os.Getpid(), Started: v.Tunnel.Started(),
 		Device:      control.DeviceStatus{Device: v.Config.Device, Up: v.IsUp(), AddressesNow: []string{}},
-		Underlay:    control.UnderlayStatus{Underlay: v.Config.Underlay, Device: v.UnderlayName, MTU: v.UnderlayMTU, SourcesUsed: v.SourcePorts},
+		Underlay:    control.UnderlayStatus{Underlay: v.Config.Underlay, Device: v.Underlay.Name, MTU: v.Underlay.MTU, SourcesUsed: v.SourcePorts},
 		Tier:        v.Tier(),
 		HostChanges: append([]string{}, v.HostChanges()...), Degraded: []string{},
 		Capabilities: v.Capabilities(),

@@ -21,16 +21,15 @@ import (
 
 // VTEP is one tunnel of this host.
 type VTEP struct {
-	Config       static.Tunnel // with every default filled in
-	Tunnel       *tunnel.Tunnel
-	UnderlayName string // device that has the underlay address
-	UnderlayMTU  int
-	SourcePorts  []uint16
-	options      Options
-	device       *tunnel.TUN
-	underlay     *tunnel.UDP
-	link         *tunnel.Link
-	log          *slog.Logger
+	Config      static.Tunnel // with every default filled in
+	Tunnel      *tunnel.Tunnel
+	Underlay    tunnel.UnderlayDevice
+	SourcePorts []uint16
+	options     Options
+	device      *tunnel.TUN
+	underlay    *tunnel.UDP
+	link        *tunnel.Link
+	log         *slog.Logger
 
 	direct *directRoutes // nil without Options.Direct
 
@@ -86,7 +85,7 @@ func Open(c static.Tunnel, key string, o Options, log *slog.Logger) (*VTEP, erro
 func (v *VTEP) completeFromHost(key string) error {
 	u, d := &v.Config.Underlay, &v.Config.Device
 	var err error
-	if v.UnderlayName, v.UnderlayMTU, err = tunnel.UnderlayLink(u.Local); err != nil {
+	if v.Underlay, err = tunnel.UnderlayLink(u.Local); err != nil {
 		return &ConfigError{fmt.Errorf("%s.%w", key, err)}
 	}
 	codec, err := u.Encap.Codec(encap.VNI(u.VNI), u.ReservedBits.Bits())
@@ -94,7 +93,7 @@ func (v *VTEP) completeFromHost(key string) error {
 		return &ConfigError{fmt.Errorf("%s.underlay.%w", key, err)}
 	}
 	overhead := encap.Overhead(codec, u.Local.Is6()) // a frame's own header is a part of the IP codec's, and no part of a TAP device's MTU
-	room := min(v.UnderlayMTU, maxDatagram) - overhead
+	room := min(v.Underlay.MTU, maxDatagram) - overhead
 	lowest := 68
 	if slices.ContainsFunc(d.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() }) {
 		lowest = 1280
@@ -102,12 +101,12 @@ func (v *VTEP) completeFromHost(key string) error {
 	switch {
 	case room < lowest:
 		return &ConfigError{fmt.Errorf("%s.device.mtu: the underlay leaves %d bytes for a packet, and at least %d are needed (1280 with IPv6): %s has MTU %d, and %s over it adds %d bytes; raise the MTU of %s",
-			key, room, lowest, v.UnderlayName, v.UnderlayMTU, u.Encap, overhead, v.UnderlayName)}
+			key, room, lowest, v.Underlay.Name, v.Underlay.MTU, u.Encap, overhead, v.Underlay.Name)}
 	case d.MTU == 0:
 		d.MTU = room
 	case d.MTU > room:
 		return &ConfigError{fmt.Errorf("%s.device.mtu: %d does not fit the underlay: %s has MTU %d, and %s over it adds %d bytes; use %d or less, or raise the MTU of %s",
-			key, d.MTU, v.UnderlayName, v.UnderlayMTU, u.Encap, overhead, room, v.UnderlayName)}
+			key, d.MTU, v.Underlay.Name, v.Underlay.MTU, u.Encap, overhead, room, v.Underlay.Name)}
 	}
 	if d.Queues == 0 {
 		d.Queues = min(runtime.GOMAXPROCS(0), static.MaxQueues)
@@ -162,7 +161,7 @@ func (v *VTEP) fdbConfig() tunnel.FDBConfig {
 	f := &v.Config.FDB
 	return tunnel.FDBConfig{
 		Learning: f.Learning, Ageing: time.Duration(f.Ageing), Limit: f.Limit, PeerLimit: f.PeerLimit,
-		Flood: f.Flood.Names, NoFlood: !f.Flood.All && len(f.Flood.Names) == 0, Suppress: f.Suppress,
+		Flood: f.Flood.Names, NoFlood: f.Flood.None(), Group: f.Group, Suppress: f.Suppress,
 	}
 }
 
@@ -184,7 +183,12 @@ func ReserveThreads(queues int) {
 
 func (v *VTEP) udpConfig() tunnel.UDPConfig {
 	u := &v.Config.Underlay
+	var group netip.Addr
+	if v.Config.Device.Mode == static.ModeTAP {
+		group = v.Config.FDB.Group
+	}
 	return tunnel.UDPConfig{
+		Group: group, Device: v.Underlay.Index,
 		Local: u.Local, Port: u.Port, Shared: v.options.Port, VNI: encap.VNI(u.VNI), Receivers: v.Config.Device.Queues,
 		SourceLow: u.SourcePorts.Range.Low, SourceHigh: u.SourcePorts.Range.High, Buckets: u.SourcePorts.Buckets,
 		TTL: u.TTL.Value, TOS: u.TOS.Value, DF: dfPolicies[u.DF], NoChecksum: !u.Checksum,
@@ -380,7 +384,7 @@ func (v *VTEP) Capabilities() []tunnel.Capability {
 	if u.Local.Is6() {
 		checksum = !u.ZeroChecksum6.TX
 	}
-	return append(all, tunnel.NICCapabilities(v.UnderlayName, v.Tier(), checksum)...)
+	return append(all, tunnel.NICCapabilities(v.Underlay.Name, v.Tier(), checksum)...)
 }
 
 // Tier returns the tier in use now: the highest that the kernel has any of, up to what was asked for.
