@@ -51,10 +51,12 @@ func (p *Peer) sameAs(o *Peer) bool {
 // State is what a Table keeps of a peer, by name, from one snapshot to the next: counters, the resolved MAC, path MTU.
 // All methods are safe for concurrent use, but each counter has one writer.
 type State struct {
-	mac     atomic.Uint64
-	pathMTU atomic.Uint32
-	heard   atomic.Int64
-	shards  []PeerCounters
+	// Path is about the way to the peer.
+	Path Path
+
+	mac    atomic.Uint64
+	heard  atomic.Int64
+	shards []PeerCounters
 }
 
 // ResolvedMAC returns the MAC that the peer was last heard to have, zero when it was not.
@@ -62,12 +64,6 @@ func (s *State) ResolvedMAC() encap.MAC { return encap.MACFromUint64(s.mac.Load(
 
 // SetResolvedMAC stores the peer's MAC; the zero MAC forgets it.
 func (s *State) SetResolvedMAC(m encap.MAC) { s.mac.Store(m.Uint64()) }
-
-// PathMTU returns the largest outer IP packet, in bytes, that is known to reach the peer; 0 when nothing is known.
-func (s *State) PathMTU() int { return int(s.pathMTU.Load()) }
-
-// SetPathMTU stores the path MTU in bytes; 0 forgets it.
-func (s *State) SetPathMTU(mtu int) { s.pathMTU.Store(uint32(mtu)) }
 
 // LastReceive returns when the last packet of the peer was accepted, in seconds since 1970; 0 when none was.
 func (s *State) LastReceive() int64 { return s.heard.Load() }

@@ -123,7 +123,7 @@ func TestApplyKeepsState(t *testing.T) {
 	moving := first.LookupName("moves").State()
 	moving.Counters(1).EncapPackets.Add(7)
 	moving.SetResolvedMAC(encap.MAC{2, 5: 9})
-	moving.SetPathMTU(1400)
+	moving.Path.SetMTU(1400)
 
 	next := mustSnapshot(t, peer("moves", "192.0.2.9:8472", 0, "10.0.0.2/32"), peer("stays", "192.0.2.1:8472", 0, "10.0.0.1/32"), peer("comes", "192.0.2.4:8472", 0, "10.0.0.4/32"))
 	c := table.Apply(next)
@@ -134,8 +134,11 @@ func TestApplyKeepsState(t *testing.T) {
 		t.Errorf("in words: %q", got)
 	}
 	got := table.Load().LookupName("moves")
-	if got.State() != moving || got.State().Totals().EncapPackets != 7 || got.LinkAddr() != (encap.MAC{2, 5: 9}) || got.State().PathMTU() != 1400 {
+	if got.State() != moving || got.State().Totals().EncapPackets != 7 || got.LinkAddr() != (encap.MAC{2, 5: 9}) {
 		t.Error("the state did not follow the peer's name")
+	}
+	if mtu, hole := got.State().Path.MTU(); mtu != 1400 || hole {
+		t.Errorf("path MTU %d, black hole %v", mtu, hole)
 	}
 	if table.Apply(mustSnapshot(t)).String() != "3 peers removed" || table.Load().Lookup(netip.MustParseAddr("10.0.0.1")) != nil {
 		t.Error("the empty snapshot leaves something")

@@ -170,7 +170,7 @@ func (c *Collector) collectPeers(ch chan<- prometheus.Metric) {
 	own := peers[:min(len(peers), c.MaxPeers)]
 	for _, p := range own {
 		metricPeerInfo.send(ch, 1, p.Peer.Endpoint.String(), p.Peer.Name)
-		collectPeer(ch, p, p.Peer.Name, p.Up(), p.Peer.State().PathMTU())
+		collectPeer(ch, p, p.Peer.Name, p.Up(), p.PathMTU)
 	}
 	if rest := peers[len(own):]; len(rest) > 0 {
 		sum, up := PeerStatus{}, true

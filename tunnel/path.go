@@ -10,13 +10,16 @@ import (
 	"github.com/vxlane/vxlane/routing"
 )
 
-// paths learns how large outer packets to a peer may be, where they must not be fragmented. The kernel keeps path MTUs (RFC 1191,
-// RFC 8201) and refuses what does not fit; then it is asked, and from there on the packet's sender hears of it.
+// paths learns how large outer packets to a peer may be, where routers may not cut them: the kernel keeps path MTUs (RFC 1191,
+// RFC 8201) and refuses what does not fit; where ICMP errors get lost, a prober finds out. From there on the packet's sender hears
+// of it.
 type paths struct {
 	mtu   func(netip.Addr) (int, error) // of the kernel; nil: nothing is learned
+	probe *prober                       // nil: nothing is probed
 	table *routing.Table
 	log   *slog.Logger
-	asks  chan *routing.Peer
+	asks  chan *routing.Peer // a datagram was refused as too big
+	wants chan *routing.Peer // a datagram went of which nobody knows whether it arrives
 }
 
 const (
@@ -27,17 +30,38 @@ const (
 	// minInner is the smallest MTU that IPv6 allows, minInner4 what IPv4 does (RFC 8200 section 5, RFC 791).
 	minInner  = 1280
 	minInner4 = 68
+	// pathsWaiting is how many peers are waiting to be looked at; more are noted with their next packets.
+	pathsWaiting = 64
 )
 
-func newPaths(mtu func(netip.Addr) (int, error), table *routing.Table, log *slog.Logger) *paths {
-	const waiting = 64
-	return &paths{mtu: mtu, table: table, log: log, asks: make(chan *routing.Peer, waiting)}
+func newPaths(cfg *Config, table *routing.Table, log *slog.Logger) *paths {
+	p := &paths{mtu: cfg.PathMTU, table: table, log: log, asks: make(chan *routing.Peer, pathsWaiting), wants: make(chan *routing.Peer, pathsWaiting)}
+	if cfg.Echo != nil && cfg.PathMTU != nil {
+		p.probe = newProber(cfg.Echo, cfg.PathMTU, cfg.Local.Is6(), log)
+	}
+	return p
 }
 
 // ask has the path to a peer looked up. It never blocks; what does not fit is asked for with the next packet.
 func (p *paths) ask(peer *routing.Peer) {
 	select {
 	case p.asks <- peer:
+	default:
+	}
+}
+
+// want has it found out whether packets of a size reach a peer. It never blocks.
+func (p *paths) want(peer *routing.Peer, size int) {
+	if p.probe == nil || size <= p.probe.floor {
+		return
+	}
+	path := &peer.State().Path
+	if path.Wanted() >= size || peer.Endpoint.Addr().IsMulticast() {
+		return
+	}
+	select {
+	case p.wants <- peer:
+		path.Want(size)
 	default:
 	}
 }
@@ -50,25 +74,53 @@ func (p *paths) run(ctx context.Context) {
 	known := make(map[*routing.State]time.Time)
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
+	var answers <-chan EchoAnswer
+	if p.probe != nil {
+		answers = p.probe.echo.Answers()
+	}
+	due := time.NewTimer(time.Hour)
+	defer due.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case peer := <-p.asks:
-			if now := successor(peer, p.table.Load()); now != nil {
-				peer = now
-			}
-			if time.Since(known[peer.State()]) >= pathPause {
+			if peer = p.current(peer); time.Since(known[peer.State()]) >= pathPause {
 				p.learn(peer, known)
 			}
+		case peer := <-p.wants:
+			p.probe.want(p.current(peer), time.Now())
+		case a := <-answers:
+			p.probe.answered(a, time.Now())
+		case now := <-due.C:
+			p.probe.tick(now)
 		case now := <-ticker.C:
-			for state, since := range known {
-				if now.Sub(since) >= pathExpires {
-					state.SetPathMTU(0) // larger ones are tried again
-					delete(known, state)
-				}
-			}
+			p.expire(known, now)
 		}
+		if p.probe != nil {
+			due.Reset(time.Until(p.probe.next()))
+		}
+	}
+}
+
+// current returns a peer as it is now, or as it was last when it left.
+func (p *paths) current(peer *routing.Peer) *routing.Peer {
+	if now := successor(peer, p.table.Load()); now != nil {
+		return now
+	}
+	return peer
+}
+
+// expire forgets what the kernel said long ago: larger packets are tried again.
+func (p *paths) expire(known map[*routing.State]time.Time, now time.Time) {
+	for state, since := range known {
+		if now.Sub(since) < pathExpires {
+			continue
+		}
+		if _, hole := state.Path.MTU(); !hole {
+			state.Path.SetMTU(0)
+		}
+		delete(known, state)
 	}
 }
 
@@ -79,19 +131,42 @@ func (p *paths) learn(peer *routing.Peer, known map[*routing.State]time.Time) {
 		p.log.Warn("cannot learn the path MTU", "peer", peer.Name, "err", err)
 		return
 	}
-	if peer.State().PathMTU() != mtu {
-		p.log.Info("path MTU", "peer", peer.Name, "bytes", mtu)
+	before, hole := peer.State().Path.MTU()
+	if hole && before <= mtu {
+		return // what was found out is narrower than what the kernel knows
 	}
-	peer.State().SetPathMTU(mtu)
+	if before != mtu {
+		p.log.Info("path MTU", "peer", peer.Name, "bytes", mtu)
+		peer.State().Path.SetMTU(mtu)
+	}
 }
 
-// fits reports whether the datagrams of p can reach the peer: all do that may be fragmented on the way.
+// fits reports whether the datagrams of p can reach the peer: all do that may be cut on the way. Of those that nobody may cut, and
+// that are larger than any that is known to have arrived, it is being found out.
 func (t *Tunnel) fits(peer *routing.Peer, p *Packet) bool {
-	mtu := peer.State().PathMTU()
-	if mtu == 0 || t.cfg.DF == DFUnset || t.cfg.DF == DFInherit && !p.Headers.DF && p.Headers.Kind != encap.KindIPv6 {
+	path, size := &peer.State().Path, t.overhead+p.longest()
+	if size <= path.Proven() {
 		return true
 	}
-	return t.overhead+p.longest() <= mtu
+	whole := t.staysWhole(p)
+	if !whole && t.cfg.Local.Is4() {
+		return true
+	}
+	t.paths.want(peer, size)
+	mtu, hole := path.MTU()
+	// Over IPv6 this host cuts what the kernel knows not to fit; what it does not know of, nobody cuts.
+	return mtu == 0 || size <= mtu || !whole && !hole
+}
+
+// staysWhole reports whether the datagrams of p must not be fragmented.
+func (t *Tunnel) staysWhole(p *Packet) bool {
+	return t.cfg.DF == DFSet || t.cfg.DF == DFInherit && (p.Headers.DF || p.Headers.Kind == encap.KindIPv6)
+}
+
+// narrow reports whether something is known of the path to a peer that its senders can be told.
+func (t *Tunnel) narrow(peer *routing.Peer) bool {
+	mtu, _ := peer.State().Path.MTU()
+	return mtu > 0
 }
 
 // innerMTU returns the largest IP packet that reaches the peer without being fragmented, as an ICMP error tells it.
@@ -100,5 +175,6 @@ func (t *Tunnel) innerMTU(peer *routing.Peer, p *Packet) int {
 	if p.Headers.Kind == encap.KindIPv6 {
 		lowest = minInner
 	}
-	return max(peer.State().PathMTU()-t.overhead-p.Headers.L3, lowest)
+	mtu, _ := peer.State().Path.MTU()
+	return max(mtu-t.overhead-p.Headers.L3, lowest)
 }

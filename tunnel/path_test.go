@@ -18,7 +18,7 @@ func TestPathsAreLearnedAndForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tn := bridged(t, FDBConfig{})
 		answer, fail := 1400, error(nil)
-		tn.paths = newPaths(func(netip.Addr) (int, error) { return answer, fail }, tn.table, slog.New(slog.DiscardHandler))
+		tn.paths = newPaths(&Config{PathMTU: func(netip.Addr) (int, error) { return answer, fail }}, tn.table, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		go tn.paths.run(ctx)
 		defer func() { cancel(); synctest.Wait() }()
@@ -26,7 +26,7 @@ func TestPathsAreLearnedAndForgotten(t *testing.T) {
 		want := func(what string, mtu int) {
 			t.Helper()
 			synctest.Wait()
-			if got := peer.State().PathMTU(); got != mtu {
+			if got, _ := peer.State().Path.MTU(); got != mtu {
 				t.Errorf("%s: %d, want %d", what, got, mtu)
 			}
 		}
@@ -85,14 +85,14 @@ func TestFits(t *testing.T) {
 		{"IPv6 never is", DFInherit, 1400, 1500, v6, false, 1350},
 		{"narrower than IPv6 allows", DFSet, 1000, 1500, v6, false, 1280},
 	} {
-		peer.State().SetPathMTU(c.known)
+		peer.State().Path.SetMTU(c.known)
 		tn.cfg.DF = c.df
 		p := packet(c.n, c.h)
 		if got, inner := tn.fits(peer, p), tn.innerMTU(peer, p); got != c.fits || inner != c.inner {
 			t.Errorf("%s: %v, MTU %d; want %v, %d", c.name, got, inner, c.fits, c.inner)
 		}
 	}
-	peer.State().SetPathMTU(1400)
+	peer.State().Path.SetMTU(1400)
 	tn.cfg.DF = DFSet
 	super := packet(30000, encap.Headers{Kind: encap.KindIPv4, L3: 14, L4: 34, Len: 30000, Proto: encap.ProtoTCP})
 	super.Data[34+12] = 5 << 4

@@ -35,6 +35,9 @@ type PeerStatus struct {
 	State NeighbourState
 	routing.PeerTotals
 	LastReceive time.Time // zero when nothing was received
+	PathMTU     int       // largest outer packet that is known to reach it, in bytes; 0 when nothing is known
+	BlackHole   bool      // larger ones vanish without an ICMP error
+	Echo        routing.Echo
 }
 
 // Up reports whether packets can be sent to the peer: its MAC is known, or none is needed.
@@ -46,6 +49,8 @@ func (t *Tunnel) PeerStatus() []PeerStatus {
 	out := make([]PeerStatus, len(peers))
 	for i, p := range peers {
 		out[i] = PeerStatus{Peer: p, State: t.neighbours.state(p), PeerTotals: p.State().Totals()}
+		out[i].PathMTU, out[i].BlackHole = p.State().Path.MTU()
+		out[i].Echo = p.State().Path.Echo()
 		if sec := p.State().LastReceive(); sec > 0 {
 			out[i].LastReceive = time.Unix(sec, 0)
 		}

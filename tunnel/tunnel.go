@@ -40,9 +40,10 @@ type Config struct {
 	Shared *SharedPort
 
 	// DF is the underlay's policy for the don't-fragment bit, and PathMTU what the kernel knows of the way to an underlay
-	// address, in bytes; nil where nothing is known.
+	// address, in bytes; nil where nothing is known. Echo, when not nil, finds what the kernel does not know.
 	DF      DFPolicy
 	PathMTU func(netip.Addr) (int, error)
+	Echo    Echo
 
 	// Workers is how many threads move packets, at most one for each queue; 0 is one for each queue.
 	Workers int
@@ -107,7 +108,7 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 		t.log = slog.New(slog.DiscardHandler)
 	}
 	t.own.Store(NewAddresses(nil))
-	t.paths, t.overhead = newPaths(cfg.PathMTU, t.table, t.log), encap.Overhead(codec, cfg.Local.Is6())
+	t.paths, t.overhead = newPaths(&cfg, t.table, t.log), encap.Overhead(codec, cfg.Local.Is6())
 	if cfg.Bridge {
 		detach := func(a netip.Addr) *routing.Peer { return t.table.Detached(netip.AddrPortFrom(a, cfg.Port)) }
 		t.fdb = newFDB(cfg.FDB, detach, t.log)
@@ -164,7 +165,7 @@ func (t *Tunnel) SetPeers(peers []routing.Peer) (routing.Change, error) {
 	change := t.neighbours.apply(snapshot)
 	for _, p := range snapshot.Peers() {
 		if old := before.LookupName(p.Name); old != nil && old.Endpoint != p.Endpoint {
-			p.State().SetPathMTU(0) // it was that of another path
+			p.State().Path.SetMTU(0) // it was that of another path
 		}
 	}
 	if t.fdb != nil {

@@ -78,6 +78,9 @@ func printStatus(w io.Writer, s control.Status) error {
 	p.line("  underlay     %s%s, %s port %d, on %s (mtu %d)", s.Underlay.Encap, vniOf(s), s.Underlay.Local, s.Underlay.Port, s.Underlay.Device, s.Underlay.MTU)
 	p.line("  source ports %s of %s", count(len(s.Underlay.SourcesUsed), "port"), mustText(s.Underlay.SourcePorts.Range))
 	p.line("  peers        %d, %d of them can be sent to", s.Peers.Total, s.Peers.Up)
+	for _, path := range s.Paths {
+		p.line("  path         %s", path)
+	}
 	if s.Config != nil {
 		p.line("  config       %s, read %s ago", s.Config.File, age(s.Config.LastReload))
 	}

@@ -32,6 +32,7 @@ type Status struct {
 	Tier         tunnel.Tier         `json:"tier"`
 	Capabilities []tunnel.Capability `json:"capabilities"`
 	Peers        PeerCount           `json:"peers"`
+	Paths        []string            `json:"paths"` // black holes on the way to peers, and peers of which they could not be found
 	Config       *ConfigStatus       `json:"config,omitempty"`
 	HostChanges  []string            `json:"host_changes"` // what was changed beyond the tunnel's own device and routes
 	Degraded     []string            `json:"degraded"`     // what is wrong; empty when all is well
@@ -83,6 +84,14 @@ type Peer struct {
 	Encap       PeerFlow              `json:"encap"`
 	Decap       PeerFlow              `json:"decap"`
 	LastReceive *time.Time            `json:"last_receive"` // null when nothing was received
+	Path        PeerPath              `json:"path"`
+}
+
+// PeerPath is what is known of the way to a peer.
+type PeerPath struct {
+	MTU       int    `json:"mtu"`        // bytes of the largest outer IP packet that is known to arrive; 0 when nothing is known
+	BlackHole bool   `json:"black_hole"` // larger ones vanish without an ICMP error
+	Echo      string `json:"echo"`       // unknown, answered or silent: whether a black hole can be found
 }
 
 // PeerFlow counts one direction of a peer.

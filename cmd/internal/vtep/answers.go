@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/routing"
 	"github.com/vxlane/vxlane/routing/static"
 	"github.com/vxlane/vxlane/tunnel"
 )
@@ -38,6 +40,7 @@ func (v *VTEP) Status(ready bool) control.Status {
 			s.Peers.Up++
 		}
 	}
+	s.Paths = v.paths()
 	if err := v.RouteErr(); err != nil {
 		s.Degraded = append(s.Degraded, err.Error())
 	}
@@ -50,6 +53,27 @@ func (v *VTEP) Status(ready bool) control.Status {
 	return s
 }
 
+// paths says which peers are behind a black hole, and of which nobody could tell.
+func (v *VTEP) paths() []string {
+	all, silent := []string{}, []string{}
+	for _, p := range v.Tunnel.PeerStatus() {
+		switch {
+		case p.BlackHole:
+			all = append(all, fmt.Sprintf("black hole to %s: of more than %d bytes nothing arrives, and no ICMP error tells of it; senders are told by this end", p.Peer.Name, p.PathMTU))
+		case p.Echo == routing.EchoSilent:
+			silent = append(silent, p.Peer.Name)
+		}
+	}
+	const most = 10
+	if len(silent) > most {
+		silent = append(silent[:most], fmt.Sprintf("%d more", len(silent)-most))
+	}
+	if len(silent) > 0 {
+		all = append(all, fmt.Sprintf("no answer to ICMP echo from %s: a black hole on the way there would not be found", strings.Join(silent, ", ")))
+	}
+	return all
+}
+
 // Peers returns the peers in force.
 func (v *VTEP) Peers() control.Peers {
 	out := control.Peers{Schema: control.SchemaPeers, Peers: []control.Peer{}}
@@ -58,6 +82,7 @@ func (v *VTEP) Peers() control.Peers {
 			Name: p.Peer.Name, Endpoint: p.Peer.Endpoint.String(), State: p.State, AllowedIPs: []string{},
 			Encap: control.PeerFlow{Packets: p.EncapPackets, Bytes: p.EncapBytes},
 			Decap: control.PeerFlow{Packets: p.DecapPackets, Bytes: p.DecapBytes},
+			Path:  control.PeerPath{MTU: p.PathMTU, BlackHole: p.BlackHole, Echo: p.Echo.String()},
 		}
 		if mac := p.Peer.LinkAddr(); !mac.IsZero() {
 			peer.MAC = mac.String()

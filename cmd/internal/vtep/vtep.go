@@ -29,6 +29,8 @@ type VTEP struct {
 	device      *tunnel.TUN
 	underlay    *tunnel.UDP
 	link        *tunnel.Link
+	echo        *tunnel.ICMPEcho // nil: not needed, or noEcho says why not
+	noEcho      error
 	log         *slog.Logger
 
 	direct *directRoutes // nil without Options.Direct
@@ -129,12 +131,16 @@ func (v *VTEP) open() error {
 		return &kernelError{fmt.Errorf("tier %s: %w: use auto", v.Config.Tier, err)}
 	}
 	v.SourcePorts = v.underlay.SourcePorts()
+	var echo tunnel.Echo
+	if v.echo, v.noEcho = v.openEcho(); v.echo != nil {
+		echo = v.echo
+	}
 	v.Tunnel, err = tunnel.New(tunnel.Config{
 		Framing: u.Encap, VNI: encap.VNI(u.VNI), ReservedBits: u.ReservedBits.Bits(), MAC: d.MAC,
 		Local: u.Local, Port: u.Port, MTU: d.MTU,
 		TTLInherit: u.TTL.Inherit, TOSInherit: u.TOS.Inherit, TOS: u.TOS.Value,
 		Bridge: d.Mode == static.ModeTAP, FDB: v.fdbConfig(), VLANs: v.Config.FDB.VLANs,
-		DF: dfPolicies[u.DF], PathMTU: v.underlay.PathMTU,
+		DF: dfPolicies[u.DF], PathMTU: v.underlay.PathMTU, Echo: echo,
 		OuterCheck: checks[u.SourceCheck.Outer], InnerCheck: checks[u.SourceCheck.Inner],
 		Shared: v.options.Port, Workers: workers(), Scheduler: tunnel.KernelScheduler,
 		Log: v.log,
@@ -155,6 +161,14 @@ func (v *VTEP) open() error {
 		v.direct, err = adoptDirect(v.options.DirectWithin)
 	}
 	return err
+}
+
+// openEcho opens what finds black holes, where datagrams are not fragmented on the way. A tunnel does without when it must.
+func (v *VTEP) openEcho() (*tunnel.ICMPEcho, error) {
+	if u := &v.Config.Underlay; u.Local.Is6() || u.DF != static.DFUnset {
+		return tunnel.OpenEcho(u.Local)
+	}
+	return nil, errors.New("datagrams may be fragmented on the way (df: unset)")
 }
 
 func (v *VTEP) fdbConfig() tunnel.FDBConfig {
@@ -359,6 +373,9 @@ func (v *VTEP) Close() error {
 	if v.underlay != nil {
 		errs = append(errs, v.underlay.Close())
 	}
+	if v.echo != nil {
+		errs = append(errs, v.echo.Close())
+	}
 	return errors.Join(errs...)
 }
 
@@ -378,7 +395,12 @@ func (v *VTEP) Counts() tunnel.Counts {
 
 // Capabilities returns the kernel features, in use and not.
 func (v *VTEP) Capabilities() []tunnel.Capability {
-	all := append(v.offloads(), tunnel.SharedCapabilities(v.Config.Device.Queues)...)
+	probing := tunnel.Capability{Name: "path-probe", Enabled: v.echo != nil}
+	if v.noEcho != nil {
+		probing.Reason = v.noEcho.Error()
+	}
+	all := append(v.offloads(), probing)
+	all = append(all, tunnel.SharedCapabilities(v.Config.Device.Queues)...)
 	u := &v.Config.Underlay
 	checksum := u.Checksum
 	if u.Local.Is6() {

@@ -1,0 +1,309 @@
+package tunnel
+
+import (
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vxlane/vxlane/routing"
+)
+
+// Echo asks underlay addresses for answers: ICMP echo requests (RFC 792, RFC 4443 section 4.1), which a kernel's VTEP answers, too.
+type Echo interface {
+	// Send sends a request in one IP packet of so many bytes, which no router may fragment.
+	Send(to netip.Addr, bytes int) error
+	// Answers tells of answers, until the Echo is closed.
+	Answers() <-chan EchoAnswer
+}
+
+// EchoAnswer is an answer to a request.
+type EchoAnswer struct {
+	From      netip.Addr
+	Bytes     int // of the request's IP packet
+	RoundTrip time.Duration
+}
+
+// prober finds black holes: paths on which large packets vanish and nobody says so (RFC 2923 section 2.1). While packets flow to
+// a peer that are larger than what is known to arrive, it asks the peer's address for an answer of that size; when there is none, but
+// one to a small request, it searches for the largest size that is answered (as RFC 8899 does). One goroutine may use it.
+type prober struct {
+	echo  Echo
+	mtu   func(netip.Addr) (int, error) // of the kernel
+	log   *slog.Logger
+	floor int // bytes that every path is taken to carry
+	limit bucket
+	paths map[*routing.State]*pathProbe
+}
+
+const (
+	probeAgain    = 500 * time.Millisecond // between checks of a size, while packets of it flow
+	probeTries    = 3
+	probePatience = 200 * time.Millisecond // for an answer, as long as the round trip is not known
+	minPatience   = 50 * time.Millisecond
+	probeLarger   = 10 * time.Second // between tries whether a black hole is gone
+	probeSilent   = 30 * time.Second // between tries where nothing is answered
+	searchRounds  = 4
+	searchSizes   = 15
+	// searchExact is how many bytes the size that is found may be below the true one.
+	searchExact     = 8
+	probesPerSecond = 500
+	// floor4 is what every IPv4 host takes (RFC 791), floor6 what every IPv6 path carries (RFC 8200 section 5).
+	floor4 = 576
+	floor6 = 1280
+)
+
+// plateaus are sizes that paths are likely to have: Ethernet's, less the headers of PPPoE, of tunnels in it, and jumbo frames.
+var plateaus = []int{1006, 1280, 1360, 1380, 1400, 1412, 1420, 1430, 1438, 1442, 1450, 1458, 1460, 1472, 1476, 1480, 1484, 1492, 1500, 2000, 4000, 8000, 8900, 9000, 9216}
+
+// phase is what a pathProbe is at.
+type phase int
+
+const (
+	resting   phase = iota // until due, nothing is asked; then traffic may bring it up again
+	idle                   // until traffic brings it up; at due it is forgotten
+	checking               // of size
+	searching              // between low and high
+)
+
+// pathProbe is what is being found out about the path to a peer.
+type pathProbe struct {
+	peer   *routing.Peer
+	phase  phase
+	due    time.Time
+	trip   time.Duration // smoothed round trip; 0 when not known
+	heard  bool          // of any size, since the check began
+	late   bool          // this process had no time to hear, and waits once more
+	size   int           // checking: that is in question
+	tries  int           // checking
+	larger time.Time     // when larger ones than a black hole takes are tried again
+
+	low, high int   // searching: the largest that is answered, the smallest that is not
+	asked     []int // searching: sizes of this round that were not answered yet
+	rounds    int
+}
+
+func newProber(echo Echo, mtu func(netip.Addr) (int, error), six bool, log *slog.Logger) *prober {
+	p := &prober{echo: echo, mtu: mtu, log: log, floor: floor4, paths: make(map[*routing.State]*pathProbe)}
+	if six {
+		p.floor = floor6
+	}
+	return p
+}
+
+// next returns when tick is due.
+func (p *prober) next() time.Time {
+	at := time.Now().Add(time.Hour)
+	for _, q := range p.paths {
+		if q.due.Before(at) {
+			at = q.due
+		}
+	}
+	return at
+}
+
+// want begins to find out whether packets of the size that a peer's path is wanted for arrive, unless that is going on.
+func (p *prober) want(peer *routing.Peer, now time.Time) {
+	q := p.paths[peer.State()]
+	switch {
+	case q == nil || q.peer.Endpoint.Addr() != peer.Endpoint.Addr():
+		q = &pathProbe{phase: idle}
+		p.paths[peer.State()] = q
+	case q.phase != idle:
+		return
+	}
+	q.peer = peer
+	p.begin(q, now)
+}
+
+// begin starts a check: of what goes onto the wire, where this host cuts what the kernel knows not to fit, and of what a black hole
+// takes, but now and then of more.
+func (p *prober) begin(q *pathProbe, now time.Time) {
+	path := &q.peer.State().Path
+	q.size = path.Wanted()
+	if known, err := p.mtu(q.peer.Endpoint.Addr()); err == nil {
+		q.size = min(q.size, known)
+	}
+	if mtu, hole := path.MTU(); hole && q.size > mtu {
+		if now.Before(q.larger) {
+			q.size = mtu
+		} else {
+			q.larger = now.Add(probeLarger)
+		}
+	}
+	if q.size <= p.floor {
+		q.rest(now, probeAgain)
+		return
+	}
+	q.phase, q.tries, q.heard = checking, 0, false
+	p.try(q, now)
+}
+
+// try asks once more for the size that is checked and, when it is not known that anything is answered, for a small one.
+func (p *prober) try(q *pathProbe, now time.Time) {
+	if !p.limit.takeN(now, 2, probesPerSecond, probesPerSecond) {
+		q.due = now.Add(minPatience)
+		return
+	}
+	q.tries, q.late = q.tries+1, false
+	if q.tries > 1 || q.trip == 0 {
+		p.send(q, p.floor)
+	}
+	p.send(q, q.size)
+	q.due = now.Add(q.patience())
+}
+
+func (p *prober) send(q *pathProbe, bytes int) {
+	if err := p.echo.Send(q.peer.Endpoint.Addr(), bytes); err != nil {
+		p.log.Debug("cannot send an echo request", "peer", q.peer.Name, "bytes", bytes, "err", err)
+	}
+}
+
+// patience is how long to wait for an answer.
+func (q *pathProbe) patience() time.Duration {
+	if q.trip == 0 {
+		return probePatience
+	}
+	return max(minPatience, 2*q.trip)
+}
+
+// rest lets a path be for a while.
+func (q *pathProbe) rest(now time.Time, pause time.Duration) {
+	q.phase, q.due = resting, now.Add(pause)
+}
+
+// answered takes in an answer.
+func (p *prober) answered(a EchoAnswer, now time.Time) {
+	for _, q := range p.paths {
+		if q.peer.Endpoint.Addr() != a.From {
+			continue
+		}
+		q.heard = true
+		q.peer.State().Path.SetEcho(routing.EchoAnswered)
+		if q.trip == 0 {
+			q.trip = a.RoundTrip
+		}
+		q.trip += (a.RoundTrip - q.trip) / 4
+		switch q.phase {
+		case checking:
+			if a.Bytes >= q.size {
+				p.proven(q, now)
+			}
+		case searching:
+			q.asked = slices.DeleteFunc(q.asked, func(n int) bool { return n <= a.Bytes })
+			if q.low = max(q.low, a.Bytes); q.low >= q.size {
+				p.proven(q, now)
+			}
+		}
+	}
+}
+
+// proven ends a check: packets of the size arrive.
+func (p *prober) proven(q *pathProbe, now time.Time) {
+	path := &q.peer.State().Path
+	if mtu, hole := path.MTU(); hole && q.size > mtu {
+		p.log.Info("the black hole is gone", "peer", q.peer.Name, "bytes", q.size)
+		path.SetMTU(0)
+	}
+	path.Prove(q.size)
+	q.rest(now, probeAgain)
+}
+
+// tick does what is due.
+func (p *prober) tick(now time.Time) {
+	for state, q := range p.paths {
+		late := now.Sub(q.due)
+		switch {
+		case late < 0:
+		case (q.phase == checking || q.phase == searching) && late > minPatience/2 && !q.late:
+			q.late, q.due = true, now.Add(minPatience)
+		case q.phase == checking && q.tries < probeTries:
+			p.try(q, now)
+		case q.phase == checking:
+			p.unanswered(q, now)
+		case q.phase == searching:
+			p.narrow(q, now)
+		case q.phase == resting:
+			state.Path.Unprove() // and the next packet asks again
+			q.phase, q.due = idle, now.Add(pathExpires)
+		case q.phase == idle:
+			if _, hole := state.Path.MTU(); hole {
+				state.Path.SetMTU(0)
+			}
+			state.Path.SetEcho(routing.EchoUnknown)
+			delete(p.paths, state)
+		}
+	}
+}
+
+// unanswered ends a check whose size was not answered.
+func (p *prober) unanswered(q *pathProbe, now time.Time) {
+	path := &q.peer.State().Path
+	mtu, hole := path.MTU()
+	known, err := p.mtu(q.peer.Endpoint.Addr())
+	switch {
+	case !q.heard:
+		if path.Echo() != routing.EchoSilent {
+			p.log.Info("no answer to ICMP echo requests: a black hole on the path would not be found", "peer", q.peer.Name, "address", q.peer.Endpoint.Addr())
+		}
+		path.SetEcho(routing.EchoSilent)
+		q.trip = 0
+		q.rest(now, probeSilent)
+	case err == nil && known < q.size: // the request itself has brought the ICMP error
+		if !hole {
+			path.SetMTU(known)
+		}
+		q.rest(now, 0)
+	case hole && q.size > mtu: // still there
+		q.rest(now, 0)
+	default:
+		q.phase, q.low, q.high, q.rounds, q.asked = searching, p.floor, q.size, 0, nil
+		p.round(q, now)
+	}
+}
+
+// narrow takes in a round's answers, and the lack of them, and goes on where the largest size that arrives is not known well yet.
+func (p *prober) narrow(q *pathProbe, now time.Time) {
+	for _, n := range q.asked {
+		if n > q.low {
+			q.high = min(q.high, n)
+		}
+	}
+	if q.high-q.low > searchExact && q.rounds < searchRounds {
+		p.round(q, now)
+		return
+	}
+	p.log.Warn("black hole: larger packets vanish on the path, and no ICMP error tells of it", "peer", q.peer.Name, "address", q.peer.Endpoint.Addr(), "bytes", q.low)
+	q.peer.State().Path.SetBlackHole(q.low)
+	q.larger = now.Add(probeLarger)
+	q.rest(now, probeAgain)
+}
+
+// round asks for sizes between low and high: first for those that are likely, then for some all over.
+func (p *prober) round(q *pathProbe, now time.Time) {
+	if !p.limit.takeN(now, searchSizes, probesPerSecond, probesPerSecond) {
+		q.due = now.Add(minPatience)
+		return
+	}
+	q.asked = q.asked[:0]
+	if q.rounds == 0 {
+		q.asked = append(q.asked, q.size) // once more: it may have been lost
+		for _, n := range plateaus {
+			if n > q.low && n < q.high {
+				q.asked = append(q.asked, n)
+			}
+		}
+	}
+	if q.rounds > 0 || len(q.asked) == 1 {
+		for i := 1; i <= searchSizes; i++ {
+			if n := q.low + (q.high-q.low)*i/(searchSizes+1); n > q.low && !slices.Contains(q.asked, n) {
+				q.asked = append(q.asked, n)
+			}
+		}
+	}
+	q.rounds, q.late = q.rounds+1, false
+	for _, n := range slices.Clone(q.asked) {
+		p.send(q, n)
+	}
+	q.due = now.Add(q.patience())
+}
