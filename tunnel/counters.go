@@ -39,7 +39,8 @@ type counters struct {
 	batchSum  routing.Counter
 	split     routing.Counter // segments that super-packets were split into
 	suspect   [encap.NumReasons]routing.Counter
-	copies    routing.Counter // further copies of flooded frames
+	copies    routing.Counter                   // further copies of flooded frames
+	lost      [encap.NumReasons]routing.Counter // of these, those that were not sent
 	_         [64]byte
 }
 
@@ -71,9 +72,12 @@ type Flow struct {
 
 	// Copies are what flooding sent beside the one that counts as delivered.
 	Copies uint64 `json:"flood_copies,omitempty"`
+	// CopiesDropped are those that it did not send, by the reason.
+	CopiesDropped map[string]uint64 `json:"flood_copies_dropped,omitempty"`
 
 	byReason  [encap.NumReasons]uint64
 	bySuspect [encap.NumReasons]uint64
+	byCopy    [encap.NumReasons]uint64
 	batches   [batchBuckets]uint64
 	batchSum  uint64
 	split     uint64
@@ -90,6 +94,7 @@ func (f *Flow) add(c *counters) {
 	for i := range c.dropped {
 		f.byReason[i] += c.dropped[i].Load()
 		f.bySuspect[i] += c.suspect[i].Load()
+		f.byCopy[i] += c.lost[i].Load()
 	}
 	for i := range c.batches {
 		f.batches[i] += c.batches[i].Load()
@@ -98,18 +103,21 @@ func (f *Flow) add(c *counters) {
 
 // finish fills in the sums and the map from what add gathered.
 func (f *Flow) finish() {
-	f.Reasons, f.Suspects = make(map[string]uint64), make(map[string]uint64)
-	for r, n := range f.bySuspect {
+	f.Reasons, f.Suspects, f.CopiesDropped = byWord(&f.byReason), byWord(&f.bySuspect), byWord(&f.byCopy)
+	for _, n := range f.byReason {
+		f.Dropped += n
+	}
+}
+
+// byWord returns the counts that are not 0.
+func byWord(counts *[encap.NumReasons]uint64) map[string]uint64 {
+	words := make(map[string]uint64)
+	for r, n := range counts {
 		if n > 0 {
-			f.Suspects[encap.Reason(r).String()] = n
+			words[encap.Reason(r).String()] = n
 		}
 	}
-	for r, n := range f.byReason {
-		if n > 0 {
-			f.Reasons[encap.Reason(r).String()] = n
-			f.Dropped += n
-		}
-	}
+	return words
 }
 
 // Generated counts what the tunnel sent of its own accord. One mutex-holder at a time writes it.

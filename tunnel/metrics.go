@@ -47,7 +47,8 @@ var (
 	metricConsumed  = define("counter", "vxlane_consumed_packets_total", "Packets that the tunnel answered itself: ARP and neighbour discovery.", "direction", "vni")
 	metricDropped   = define("counter", "vxlane_dropped_packets_total", "Packets dropped, by reason.", "direction", "reason")
 	metricCopies    = define("counter", "vxlane_flood_copies_total", "Copies of flooded frames sent beside the one that counts as delivered (Ethernet mode).")
-	metricStations  = define("gauge", "vxlane_fdb_entries", "Entries of the forwarding database, by kind: peer, static, learned (Ethernet mode).", "kind")
+	metricCopyDrops = define("counter", "vxlane_flood_copies_dropped_total", "Copies of flooded frames that were not sent, by reason (Ethernet mode).", "reason")
+	metricStations  = define("gauge", "vxlane_fdb_entries", "Entries of the forwarding database, by kind: peer, static, learned, and flood for those who get what is for all (Ethernet mode).", "kind")
 	metricFDB       = define("counter", "vxlane_fdb_events_total", "What happened in the forwarding database: move, refused_limit, refused_moves, missed (Ethernet mode).", "event")
 	metricSuspect   = define("counter", "vxlane_suspect_packets_total", "Packets received and let pass that a source check would have dropped if it enforced (source_check: count), by the reason.", "reason")
 	metricHeld      = define("gauge", "vxlane_held_packets", "Packets that wait for a peer's MAC.")
@@ -103,6 +104,9 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
+// copyDrops are why a copy of a frame is not sent.
+var copyDrops = []encap.Reason{encap.PktTooBig, encap.QueueFull, encap.UDPSend, encap.NotIP}
+
 // Collect implements prometheus.Collector.
 func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	stats := c.Tunnel.Stats()
@@ -112,6 +116,9 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		metricSuspect.send(ch, float64(stats.Decap.bySuspect[r]), r.String())
 	}
 	metricCopies.send(ch, float64(stats.Encap.Copies))
+	for _, r := range copyDrops {
+		metricCopyDrops.send(ch, float64(stats.Encap.byCopy[r]), r.String())
+	}
 	c.collectFDB(ch)
 	metricHeld.send(ch, float64(stats.Encap.Held))
 	metricSegments.send(ch, float64(stats.Encap.split+stats.Decap.split))
@@ -153,7 +160,7 @@ func (c *Collector) collectFDB(ch chan<- prometheus.Metric) {
 	if err != nil { // it forwards by address
 		return
 	}
-	kinds := map[FDBKind]int{FDBPeer: 0, FDBStatic: 0, FDBLearned: 0}
+	kinds := map[FDBKind]int{FDBPeer: 0, FDBStatic: 0, FDBLearned: 0, FDBFlood: 0}
 	for _, e := range entries {
 		kinds[e.Kind]++
 	}

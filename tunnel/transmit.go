@@ -145,8 +145,9 @@ func (x *transmitter) flood(peers []*routing.Peer, p *Packet) (narrow *routing.P
 	}
 	for _, peer := range peers[1:] {
 		from := len(x.origin)
-		if x.lineUp(peer, p, false) != encap.None {
-			continue // as for the first, which told
+		if r := x.lineUp(peer, p, false); r != encap.None {
+			x.count.lost[r].Add(uint64(p.Count))
+			continue
 		}
 		for i := range x.origin[from:] {
 			x.origin[from+i].copy = true
@@ -204,6 +205,9 @@ func (x *transmitter) account() {
 		}
 		if o.copy {
 			x.count.copies.Add(uint64(d.Sent))
+			if d.Reason != encap.None {
+				x.count.lost[d.Reason].Add(uint64(d.Count - d.Sent))
+			}
 		} else {
 			x.count.drop(d.Reason, d.Count-d.Sent)
 		}

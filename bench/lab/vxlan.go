@@ -129,3 +129,12 @@ func (h *Host) AddPeer(device string, prefix netip.Prefix, mac net.HardwareAddr,
 		return nil
 	})
 }
+
+// FloodTo adds an underlay address to those that a vxlan device sends broadcast and what is for unknown stations to.
+func (h *Host) FloodTo(device string, at netip.Addr) error {
+	return h.withLink(device, "flood from", func(l netlink.Link) error {
+		return netlink.NeighAppend(&netlink.Neigh{
+			LinkIndex: l.Attrs().Index, State: netlink.NUD_PERMANENT, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, IP: at.AsSlice(), HardwareAddr: make(net.HardwareAddr, 6),
+		})
+	})
+}

@@ -79,6 +79,9 @@ func printReasons(w io.Writer, s control.Stats) error {
 	for _, word := range slices.Sorted(maps.Keys(s.Decap.Suspects)) {
 		p.line("%d received packets were let pass that a source check would drop if it enforced: %s", s.Decap.Suspects[word], word)
 	}
+	for _, word := range slices.Sorted(maps.Keys(s.Encap.CopiesDropped)) {
+		p.line("%d copies of flooded frames were not sent: %s", s.Encap.CopiesDropped[word], word)
+	}
 	g := s.Generated
 	p.line("\nsent by the tunnel itself: %d ARP requests, %d ARP replies, %d neighbour solicitations, %d advertisements, %d ICMP errors",
 		g.ARPRequests, g.ARPReplies, g.Solicitations, g.Advertisements, g.ICMPErrors)
