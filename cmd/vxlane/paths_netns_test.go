@@ -90,15 +90,58 @@ tunnels:
 	}
 }
 
+// The same for machines behind a bridge, and for the host that the bridge is on: the error reaches who sent the packet (the kernel's
+// pmtu.sh, test_pmtu_ipvX_over_bridged_vxlanY_exception).
+func TestNarrowUnderlayOfABridge(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		t.Run(map[bool]string{false: "IPv4", true: "IPv6"}[v6], func(t *testing.T) {
+			p, local, remote := narrow(t, v6, 1430, lab.Link{
+				A: lab.End{Host: "vm", Device: "eth0", Addresses: prefixes("10.99.0.3/24", "fd99::3/64")}, B: lab.End{Host: "a", Device: "vm"},
+			})
+			d := p.start(p.a, "--config", p.write("narrow.yaml", fmt.Sprintf(`version: 1
+tunnels:
+  - device: {mode: tap}
+    underlay: {local: %q, df: set}
+    peers: [{name: b, endpoint: %q}]
+`, local, remote)))
+			vm := p.lab.Host("vm")
+			must(t, p.a.AddBridge("br0", "vm", "vxlane0"))
+			must(t, p.a.AddAddresses("br0", prefixes("10.99.0.1/24", "fd99::1/64")...))
+			must(t, vm.SetMTU("eth0", 1430)) // as its owner would, who knows of the tunnel, but not of the path
+			must(t, p.a.SetMTU("br0", 1430))
+			want := 1400 - 50
+			if v6 {
+				want = 1400 - 70
+			}
+			for _, from := range []*lab.Host{vm, p.a} {
+				for _, to := range overlayB {
+					p.ping(from, to, 56)
+					if out := p.tcp(from, p.b, to, time.Second); out.Bytes < 1<<20 {
+						t.Errorf("%s to %s: %d bytes in a second", from.Name(), to, out.Bytes)
+					}
+					if out := p.exec(from, "ip", "route", "get", to.String()); !strings.Contains(out, fmt.Sprintf(" mtu %d", want)) {
+						t.Errorf("the route of %s to %s is %s; want mtu %d", from.Name(), to, out, want)
+					}
+				}
+			}
+			d.stop()
+		})
+	}
+}
+
 // narrow builds the hosts and the kernel's end of the tunnel, whose device has the given MTU, or the kernel's choice.
-func narrow(t *testing.T, v6 bool, peerMTU int) (p *pair, local, remote string) {
+func narrow(t *testing.T, v6 bool, peerMTU int, more ...lab.Link) (p *pair, local, remote string) {
 	t.Helper()
+	hosts := []string{"a", "r", "b"}
+	for _, l := range more {
+		hosts = append(hosts, l.A.Host)
+	}
 	p = newLab(t, lab.Topology{
-		Hosts: []string{"a", "r", "b"},
-		Links: []lab.Link{
+		Hosts: hosts,
+		Links: append([]lab.Link{
 			{A: lab.End{Host: "a", Device: "eth0", Addresses: prefixes("172.30.0.1/24", "fd30::1/64")}, B: lab.End{Host: "r", Device: "eth0", Addresses: prefixes("172.30.0.254/24", "fd30::fe/64")}, Offloads: noOffloads},
 			{A: lab.End{Host: "r", Device: "eth1", Addresses: prefixes("172.31.0.254/24", "fd31::fe/64")}, B: lab.End{Host: "b", Device: "eth0", Addresses: prefixes("172.31.0.2/24", "fd31::2/64")}, MTU: 1400, Offloads: noOffloads},
-		},
+		}, more...),
 	})
 	route := func(h *lab.Host, to, via string) error {
 		return h.AddRoute(netip.MustParsePrefix(to), netip.MustParseAddr(via), "eth0")
