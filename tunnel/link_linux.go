@@ -269,6 +269,24 @@ type UnderlayDevice struct {
 	Name  string
 	Index int
 	MTU   int // bytes
+	// Loopback: datagrams to other hosts leave through another device.
+	Loopback bool
+}
+
+// RouteLink returns the device that datagrams to an underlay address, or to a group, leave through.
+func RouteLink(to netip.Addr) (UnderlayDevice, error) {
+	routes, err := netlink.RouteGet(to.AsSlice())
+	if err != nil {
+		return UnderlayDevice{}, fmt.Errorf("look up route to %s: %w", to, err)
+	}
+	if len(routes) == 0 {
+		return UnderlayDevice{}, fmt.Errorf("look up route to %s: there is none", to)
+	}
+	link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	if err != nil {
+		return UnderlayDevice{}, fmt.Errorf("find the device of the route to %s: %w", to, err)
+	}
+	return describeUnderlay(link), nil
 }
 
 // UnderlayLink returns the device that has addr.
@@ -299,7 +317,8 @@ func UnderlayLink(addr netip.Addr) (UnderlayDevice, error) {
 }
 
 func describeUnderlay(l netlink.Link) UnderlayDevice {
-	return UnderlayDevice{Name: l.Attrs().Name, Index: l.Attrs().Index, MTU: l.Attrs().MTU}
+	a := l.Attrs()
+	return UnderlayDevice{Name: a.Name, Index: a.Index, MTU: a.MTU, Loopback: a.Flags&net.FlagLoopback != 0}
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -90,6 +90,9 @@ func (v *VTEP) completeFromHost(key string) error {
 	if v.Underlay, err = tunnel.UnderlayLink(u.Local); err != nil {
 		return &ConfigError{fmt.Errorf("%s.%w", key, err)}
 	}
+	if v.Underlay.Loopback && !u.Local.IsLoopback() {
+		v.Underlay = v.routed()
+	}
 	codec, err := u.Encap.Codec(encap.VNI(u.VNI), u.ReservedBits.Bits())
 	if err != nil {
 		return &ConfigError{fmt.Errorf("%s.underlay.%w", key, err)}
@@ -114,6 +117,37 @@ func (v *VTEP) completeFromHost(key string) error {
 		d.Queues = min(runtime.GOMAXPROCS(0), static.MaxQueues)
 	}
 	return nil
+}
+
+// routed returns the device that datagrams leave through when the underlay address is one of the loopback device's, as routers have
+// them: of those to the peers, and the group, the one with the smallest MTU.
+func (v *VTEP) routed() tunnel.UnderlayDevice {
+	const ethernet, enough = 1500, 64
+	var to []netip.Addr
+	if v.group().IsValid() {
+		to = append(to, v.group())
+	}
+	for _, p := range v.Config.Peers[:min(len(v.Config.Peers), enough)] {
+		to = append(to, p.Endpoint.Addr())
+	}
+	found := v.Underlay
+	for _, a := range to {
+		if d, err := tunnel.RouteLink(a); err == nil && !d.Loopback && (found.Loopback || d.MTU < found.MTU) {
+			found = d
+		}
+	}
+	if found.Loopback { // nobody knows yet
+		found.MTU = min(found.MTU, ethernet)
+	}
+	return found
+}
+
+// group returns the multicast group of the tunnel, if it has one.
+func (v *VTEP) group() netip.Addr {
+	if v.Config.Device.Mode != static.ModeTAP {
+		return netip.Addr{}
+	}
+	return v.Config.FDB.Group
 }
 
 func (v *VTEP) open() error {
@@ -175,7 +209,7 @@ func (v *VTEP) fdbConfig() tunnel.FDBConfig {
 	f := &v.Config.FDB
 	return tunnel.FDBConfig{
 		Learning: f.Learning, Ageing: time.Duration(f.Ageing), Limit: f.Limit, PeerLimit: f.PeerLimit,
-		Flood: f.Flood.Names, NoFlood: f.Flood.None(), Group: f.Group, Suppress: f.Suppress,
+		Flood: f.Flood.Names, NoFlood: f.Flood.None(), Group: v.group(), Suppress: f.Suppress,
 	}
 }
 
@@ -197,12 +231,8 @@ func ReserveThreads(queues int) {
 
 func (v *VTEP) udpConfig() tunnel.UDPConfig {
 	u := &v.Config.Underlay
-	var group netip.Addr
-	if v.Config.Device.Mode == static.ModeTAP {
-		group = v.Config.FDB.Group
-	}
 	return tunnel.UDPConfig{
-		Group: group, Device: v.Underlay.Index,
+		Group: v.group(), Device: v.Underlay.Index,
 		Local: u.Local, Port: u.Port, Shared: v.options.Port, VNI: encap.VNI(u.VNI), Receivers: v.Config.Device.Queues,
 		SourceLow: u.SourcePorts.Range.Low, SourceHigh: u.SourcePorts.Range.High, Buckets: u.SourcePorts.Buckets,
 		TTL: u.TTL.Value, TOS: u.TOS.Value, DF: dfPolicies[u.DF], NoChecksum: !u.Checksum,
