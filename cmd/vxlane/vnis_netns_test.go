@@ -125,6 +125,63 @@ func TestSharedPort(t *testing.T) {
 	}
 }
 
+// Both families and two ports in one process, at once (the kernel's test_vxlan_vnifiltering.sh): VNIs are told apart on each.
+func TestSharedPortsOfBothFamilies(t *testing.T) {
+	p := newPair(t, wire{})
+	text, names := "version: 1\ntunnels:\n", []string{}
+	type end struct{ a, b netip.Addr }
+	var ends []end
+	for _, c := range []struct {
+		local, far string
+		port       int
+	}{{"172.30.0.1", "172.30.0.2", 8472}, {"fd30::1", "fd30::2", 8472}, {"172.30.0.1", "172.30.0.2", 4790}, {"fd30::1", "fd30::2", 4790}} {
+		for _, vni := range []int{10, 20} {
+			n := len(names) + 1
+			name := fmt.Sprintf("vx%d", n)
+			names = append(names, name)
+			text += fmt.Sprintf("  - device: {name: %s, mode: tap, addresses: [10.%d.0.1/24]}\n    underlay: {local: %q, vni: %d, port: %d}\n    peers: [{name: far, endpoint: %q}]\n", name, n, c.local, vni, c.port, c.far)
+			must(t, p.b.AddVXLAN(lab.VXLAN{Device: name, ID: vni, Local: netip.MustParseAddr(c.far), Remote: netip.MustParseAddr(c.local), Port: c.port, MTU: 1430, Addresses: prefixes(fmt.Sprintf("10.%d.0.2/24", n))}))
+			ends = append(ends, end{netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", n)), netip.MustParseAddr(fmt.Sprintf("10.%d.0.2", n))})
+		}
+	}
+	all := p.startMany(p.a, text, names...)
+	for _, e := range ends {
+		p.ping(p.a, e.b, 1400)
+		p.ping(p.b, e.a, 1400)
+	}
+	for name, d := range all {
+		if s := d.stats(); s.Decap.Reasons["vxlan_vni_not_found"] != 0 {
+			t.Errorf("%s: drops %v", name, s.Decap.Reasons)
+		}
+		d.balanced()
+	}
+	all["vx1"].stop()
+}
+
+// Two tunnels of one host that are each other's peer, at two addresses of it: frames go through the host's own stack, as with the
+// kernel's nolocalbypass (test_vxlan_nolocalbypass.sh), and arrive as they do with its bypass.
+func TestTunnelsOfOneHost(t *testing.T) {
+	p := newPair(t, wire{})
+	text, at := "version: 1\ntunnels:\n", []string{"172.30.0.2", "172.30.0.9"} // both host b's
+	for i := range at {
+		text += fmt.Sprintf("  - device: {name: vx%d, mode: tap}\n    underlay: {local: %s}\n    peers: [{name: far, endpoint: %s}]\n", i+1, at[i], at[1-i])
+	}
+	all := p.startMany(p.b, text, "vx1", "vx2")
+	for _, way := range [][2]string{{"vx1", "vx2"}, {"vx2", "vx1"}} {
+		in, err := p.b.PacketSocket(way[1])
+		must(t, err)
+		mac, err := p.b.MAC(way[0])
+		must(t, err)
+		p.arping(p.b, way[0], mac)
+		if n := arrived(t, in); n != 1 {
+			t.Errorf("from %s to %s: a broadcast frame arrives %d times", way[0], way[1], n)
+		}
+		must(t, in.Close())
+		all[way[0]].balanced()
+	}
+	all["vx1"].stop()
+}
+
 // The kernel joins datagrams of one outer flow to a train, whatever their VNIs: each tunnel gets what is its own.
 func TestTrainOfSeveralVNIs(t *testing.T) {
 	p := newPair(t, wire{})
