@@ -33,6 +33,7 @@ type ND struct {
 	Target   netip.Addr
 	// LinkAddr is the source (solicitation) or target (advertisement) link-layer address option; zero when absent.
 	LinkAddr  MAC
+	Router    bool // advertisement only
 	Solicited bool // advertisement only
 	Override  bool // advertisement only
 }
@@ -63,7 +64,7 @@ func ParseND(packet []byte, h *Headers) (ND, Reason) {
 	want := byte(ndOptSourceLink)
 	if n.Type == NeighbourAdvertisement {
 		want = ndOptTargetLink
-		n.Solicited, n.Override = icmp[4]&0x40 != 0, icmp[4]&0x20 != 0
+		n.Router, n.Solicited, n.Override = icmp[4]&0x80 != 0, icmp[4]&0x40 != 0, icmp[4]&0x20 != 0
 	}
 	link, r := findLinkOption(icmp[ndMinLen:], want)
 	if r != None {
@@ -106,6 +107,9 @@ func (n ND) Append(b []byte) []byte {
 	}
 	b = appendIPv6(b, n.Src, n.Dst, ProtoICMPv6, ndHopLimit, size)
 	var flags byte
+	if n.Router {
+		flags |= 0x80
+	}
 	if n.Solicited {
 		flags |= 0x40
 	}

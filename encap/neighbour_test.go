@@ -41,6 +41,7 @@ func TestND(t *testing.T) {
 		{Type: NeighbourSolicitation, Src: v6A, Dst: SolicitedNode(v6B), Target: v6B, LinkAddr: macA},
 		{Type: NeighbourSolicitation, Src: netip.IPv6Unspecified(), Dst: SolicitedNode(v6B), Target: v6B},
 		{Type: NeighbourAdvertisement, Src: v6B, Dst: v6A, Target: v6B, LinkAddr: macB, Solicited: true, Override: true},
+		{Type: NeighbourAdvertisement, Src: v6B, Dst: v6A, Target: v6B, LinkAddr: macB, Router: true, Override: true},
 	} {
 		b := n.Append(nil)
 		h := mustParseIP(t, b)

@@ -419,7 +419,7 @@ func TestSuppression(t *testing.T) {
 			t.Fatalf("%s: %x", c.name, answer)
 		}
 		nd, r := encap.ParseND(answer[encap.EthernetHeaderLen:], &h)
-		if r != encap.None || nd.LinkAddr != hb || nd.Target.String() != "fd99::2" || nd.Dst.String() != "fd99::1" || !nd.Solicited {
+		if r != encap.None || nd.LinkAddr != hb || nd.Target.String() != "fd99::2" || nd.Dst.String() != "fd99::1" || !nd.Solicited || !nd.Router { // there is a network behind it
 			t.Errorf("%s: %+v, %s", c.name, nd, r)
 		}
 	}
@@ -432,3 +432,61 @@ type taker struct {
 }
 
 func (d *taker) Inject(packet []byte) error { d.injected = append(d.injected, packet); return nil }
+
+// Trace says of frames what the loops would do with them, and changes nothing.
+func TestTraceOfFrames(t *testing.T) {
+	tn := bridged(t, FDBConfig{Learning: true, Limit: 4, PeerLimit: 4, Suppress: true})
+	peers := bridgePeers("hb", "hc", "hd")
+	peers[0].AllowedIPs = []netip.Prefix{netip.MustParsePrefix("10.99.0.2/32")}
+	if _, err := tn.SetPeers(peers); err != nil {
+		t.Fatal(err)
+	}
+	if err := tn.AddFDB(FDBKey{MAC: station(1)}, "hc"); err != nil {
+		t.Fatal(err)
+	}
+	tn.cfg.DF = DFSet
+	tn.table.Load().LookupName("hd").State().Path.SetMTU(100)
+	if err := tn.AddFDB(FDBKey{MAC: station(3)}, "hd"); err != nil {
+		t.Fatal(err)
+	}
+	question := encap.ARP{Op: encap.ARPRequest, SenderMAC: station(9), SenderIP: netip.MustParseAddr("10.99.0.1"), TargetIP: netip.MustParseAddr("10.99.0.2")}
+	ask := append(frameTo(encap.Broadcast)[:encap.EthernetHeaderLen], question.Append(nil)...)
+	packet := make([]byte, 29)
+	putUDPv4(packet, [4]byte{10, 99, 0, 1}, [4]byte{10, 99, 0, 2}, 7)
+	large := append(frameTo(station(3)), make([]byte, 200)...)
+	outer := netip.MustParseAddr("172.30.0.99") // hc
+	for _, c := range []struct {
+		name                        string
+		req                         TraceRequest
+		verdict, reason, peer, says string
+	}{
+		{"the peer's own", TraceRequest{Data: frameTo(encap.MAC{2, 5: 'b'})}, "deliver", "", "hb", "peer hb's own MAC"},
+		{"added", TraceRequest{Data: frameTo(station(1))}, "deliver", "", "hc", "behind hc (static)"},
+		{"unknown", TraceRequest{Data: frameTo(station(2))}, "deliver", "", "", "flooded to 3: hb, hc, hd"},
+		{"for all", TraceRequest{Data: frameTo(encap.Broadcast)}, "deliver", "", "", "is for all"},
+		{"a question that is answered", TraceRequest{Data: ask}, "consume", "", "", "fdb.suppress"},
+		{"too large for the path", TraceRequest{Data: large}, "drop", "pkt_too_big", "hd", "no more than 100 reach peer hd"},
+		{"cut off", TraceRequest{Data: make([]byte, 13)}, "drop", "pkt_too_small", "", ""},
+		{"a packet for a configured host", TraceRequest{Data: packet, Bare: true}, "deliver", "", "hb", "udp 10.99.0.1:7 -> 10.99.0.2:53"},
+		{"a packet in a VLAN", TraceRequest{Data: packet, Bare: true, To: station(1), VLAN: 7}, "deliver", "", "hc", "VLAN 7"},
+		{"received", TraceRequest{Direction: Decap, Frame: true, Data: frameTo(encap.Broadcast), Outer: outer}, "deliver", "", "hc", "would be learned"},
+		{"received bare", TraceRequest{Direction: Decap, Bare: true, From: station(5), Data: packet, Outer: outer}, "deliver", "", "hc", "would be learned"},
+		{"received as another's", TraceRequest{Direction: Decap, Bare: true, From: encap.MAC{2, 5: 'b'}, Data: packet, Outer: outer}, "drop", "inner_source_not_allowed", "hc", "is peer hb's own MAC"},
+		{"received from nobody", TraceRequest{Direction: Decap, Frame: true, Data: frameTo(encap.Broadcast), Outer: netip.MustParseAddr("172.30.0.7")}, "drop", "peer_unknown", "", "no peer's endpoint"},
+	} {
+		got, err := tn.Trace(c.req)
+		all := got.Packet + got.Why
+		for _, s := range got.Steps {
+			all += s.Result
+		}
+		if err != nil || got.Verdict != c.verdict || got.Reason != c.reason || got.Peer != c.peer || got.Why == "" || !strings.Contains(all, c.says) {
+			t.Errorf("%s: %+v, %v; want %s", c.name, got, err, c.says)
+		}
+	}
+	if _, err := tn.Trace(TraceRequest{Data: packet, Bare: true, Direction: Decap, Outer: outer}); err == nil {
+		t.Error("a packet of a peer without a MAC was framed")
+	}
+	if s := tn.Stats(); s.Encap.Received+s.Decap.Received != 0 || len(tn.fdb.seen) != 0 {
+		t.Errorf("tracing counted: %+v", s)
+	}
+}

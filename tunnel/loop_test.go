@@ -343,7 +343,10 @@ func TestTrace(t *testing.T) {
 		{"garbage", tunnel.TraceRequest{Data: []byte("\x10garbage")}, "drop", "not_ip", ""},
 		{"nothing", tunnel.TraceRequest{}, "drop", "pkt_too_small", ""},
 	} {
-		got := r.tunnel.Trace(c.req)
+		got, err := r.tunnel.Trace(c.req)
+		if err != nil {
+			t.Errorf("%+v: %v", c.req, err)
+		}
 		if got.Verdict != c.verdict || got.Reason != c.reason || got.Peer != c.peer || got.Why == "" || len(got.Steps) == 0 {
 			t.Errorf("%s: %+v", c.name, got)
 		}

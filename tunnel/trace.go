@@ -12,10 +12,15 @@ import (
 type TraceRequest struct {
 	// Direction is Encap for a packet as the device would give it, Decap for a datagram as the underlay would.
 	Direction Direction
-	// Data is the packet, or the payload of the datagram with its header.
+	// Data is the packet, in Ethernet mode the frame, or the payload of the datagram with its header.
 	Data []byte
-	// Bare: Data is the packet alone, to be framed as the peer at Outer would frame it; Decap only.
+	// Bare: Data is the packet alone, to be framed as the peer at Outer would frame it (Decap), or in Ethernet mode as a station
+	// would.
 	Bare bool
+	// From and To are the stations of a frame that is made so, and VLAN its tag, in Ethernet mode. What is zero follows from the
+	// configuration, where it does.
+	From, To encap.MAC
+	VLAN     uint16
 	// Frame: Data is an Ethernet frame without its VXLAN header; Decap only.
 	Frame bool
 	// Outer and OuterTOS are the datagram's outer source address and TOS; Decap only.
@@ -43,14 +48,24 @@ type TraceStep struct {
 
 // Trace judges a packet with the function that the loops use, against the peers in force, and explains the verdict. It
 // sends nothing, counts nothing and changes nothing.
-func (t *Tunnel) Trace(req TraceRequest) TraceResult {
+func (t *Tunnel) Trace(req TraceRequest) (TraceResult, error) {
 	tr := tracer{t: t, view: t.view(), TraceResult: TraceResult{Direction: req.Direction.String()}}
-	if req.Direction == Decap {
+	if t.rules.Bridge && req.Bare {
+		frame, err := tr.stationFrame(&req)
+		if err != nil {
+			return TraceResult{}, err
+		}
+		req.Data, req.Bare, req.Frame = frame, false, true
+	}
+	switch {
+	case req.Direction == Decap:
 		tr.decap(req)
-	} else {
+	case t.rules.Bridge:
+		tr.encapFrame(req.Data)
+	default:
 		tr.encap(req.Data)
 	}
-	return tr.TraceResult
+	return tr.TraceResult, nil
 }
 
 type tracer struct {
@@ -58,6 +73,8 @@ type tracer struct {
 	t    *Tunnel
 	view View
 	h    encap.Headers
+
+	outer netip.Addr // of a datagram
 }
 
 func (tr *tracer) step(name, format string, args ...any) {
@@ -87,6 +104,9 @@ func (tr *tracer) encap(packet []byte) {
 		tr.step("mtu", "%d bytes do not fit the device's MTU of %d: the host sends them in smaller packets, or answers with an ICMP error", tr.h.Len, tr.t.mtu)
 	} else {
 		tr.step("mtu", "%d bytes fit the device's MTU of %d", tr.h.Len, tr.t.mtu)
+	}
+	if !tr.passes(v.Peer, &Packet{Data: packet, Headers: tr.h, Count: 1}) {
+		return
 	}
 	if tr.t.rules.Ethernet && !tr.linkAddr(v.Peer) {
 		return
@@ -138,8 +158,12 @@ func (tr *tracer) decap(req TraceRequest) {
 		encap.PutVXLAN(data, tr.t.cfg.VNI)
 		data = append(data, req.Data...)
 	}
-	packet, v := DecideReceive(&tr.t.rules, tr.view, data, req.Outer.Unmap(), &tr.h)
+	tr.outer = req.Outer.Unmap()
+	packet, v := DecideReceive(&tr.t.rules, tr.view, data, tr.outer, &tr.h)
 	tr.Packet = describe(packet, &tr.h)
+	if tr.t.rules.Bridge && packet != nil {
+		tr.Packet = describeFrame(packet, &tr.h)
+	}
 	tr.step("datagram", "%d bytes from %s", len(data), req.Outer)
 	if p := tr.view.Peers.LookupSource(req.Outer.Unmap()); p != nil {
 		tr.step("outer source", "%s is peer %s", req.Outer, p.Name)
@@ -149,7 +173,10 @@ func (tr *tracer) decap(req TraceRequest) {
 	if packet != nil {
 		tr.step("parse", "%s", tr.Packet)
 	}
-	if tr.h.Src.IsValid() && !v.Consumed {
+	if tr.t.rules.Bridge && packet != nil {
+		tr.source()
+	}
+	if tr.h.Src.IsValid() && !v.Consumed && !tr.t.rules.Bridge {
 		if prefix, p := tr.view.Peers.LookupPrefix(tr.h.Src); p != nil {
 			tr.step("inner source", "%s: %s of peer %s is the longest match", tr.h.Src, prefix, p.Name)
 		} else {
@@ -184,7 +211,7 @@ func (tr *tracer) concludeDecap(packet []byte, v Verdict, outerTOS uint8) {
 		tr.Verdict, tr.Why = "consume", "ARP and neighbour discovery are answered by the tunnel itself"
 		return
 	}
-	if _, ok := encap.DecapECN(outerTOS, tr.h.TOS); !ok {
+	if _, ok := encap.DecapECN(outerTOS, tr.h.TOS); !ok && (tr.h.Kind == encap.KindIPv4 || tr.h.Kind == encap.KindIPv6) {
 		tr.drop(encap.IPTunnelECN, "")
 		return
 	}
@@ -203,10 +230,16 @@ func (tr *tracer) concludeDecap(packet []byte, v Verdict, outerTOS uint8) {
 func (tr *tracer) whyNot(r encap.Reason) string {
 	switch r {
 	case encap.NoTXTarget:
+		if tr.t.rules.Bridge {
+			return fmt.Sprintf("nobody knows where %s is, and nobody gets what is for all: vxlane fdb add, or fdb.flood in the configuration", tr.h.Link.Dst)
+		}
 		return fmt.Sprintf("no peer's allowed_ips contain %s; add it to the peer that has it", tr.h.Dst)
 	case encap.NestedTunnel:
 		return fmt.Sprintf("it is itself a datagram of this tunnel, to %s port %d: a route sends the underlay's own traffic into the device", tr.h.Dst, tr.h.DstPort)
 	case encap.InnerSourceNotAllowed:
+		if owner := tr.view.Peers.LookupMAC(tr.h.Link.Src); tr.t.rules.Bridge && owner != nil && owner.Endpoint.Addr() != tr.outer {
+			return fmt.Sprintf("%s is peer %s's own MAC, as configured, and the frame does not come from there", tr.h.Link.Src, owner.Name)
+		}
 		return fmt.Sprintf("%s is not in the allowed_ips of the peer that sent it; add it there, or turn off underlay.source_check.inner", tr.h.Src)
 	case encap.InnerMartian:
 		return fmt.Sprintf("%s cannot be behind a peer: it is this host's own address, or no address that a host can have", tr.h.Src)

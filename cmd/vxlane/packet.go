@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/routing/static"
 )
 
 // capturedFrame is bytes to trace, and what the capture says they are.
@@ -178,6 +180,9 @@ func newVantage(st control.Status, peers control.Peers) vantage {
 // from there: as a packet, a frame, or the payload of a datagram, whatever it looks like.
 func (at vantage) classify(c capturedFrame, from string) control.TraceRequest {
 	packet := ipPacket(c)
+	if at.status.Device.Mode == static.ModeTAP {
+		return at.classifyFrame(c, packet, from)
+	}
 	if payload, outer, tos, ours := at.tunnelPayload(packet); payload != nil {
 		switch {
 		case ours && from == "":
@@ -200,6 +205,26 @@ func (at vantage) classify(c capturedFrame, from string) control.TraceRequest {
 		req.Data = packet
 		req.Bare = true
 	case c.linkEN || isVXLAN != encap.None:
+		req.Frame = true
+	}
+	return req
+}
+
+// classifyFrame is classify where the tunnel carries frames: what has no Ethernet header is a bare packet.
+func (at vantage) classifyFrame(c capturedFrame, packet []byte, from string) control.TraceRequest {
+	if payload, outer, tos, ours := at.tunnelPayload(packet); payload != nil {
+		if ours && from == "" {
+			return control.TraceRequest{Data: payload[min(encap.VXLANHeaderLen, len(payload)):]}
+		}
+		return control.TraceRequest{Decap: true, Data: payload, Outer: cmp.Or(from, outer), TOS: tos}
+	}
+	req := control.TraceRequest{Decap: from != "", Data: c.data, Outer: from}
+	var h encap.Headers
+	_, isVXLAN := encap.DecodeVXLAN(c.data, encap.IgnoreBits)
+	switch {
+	case c.linkIP || !c.linkEN && encap.ParseIP(c.data, &h) == encap.None:
+		req.Bare = true
+	case from != "" && (c.linkEN || isVXLAN != encap.None):
 		req.Frame = true
 	}
 	return req

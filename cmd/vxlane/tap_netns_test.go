@@ -278,8 +278,23 @@ func TestTAPSourcesAndFlooding(t *testing.T) {
 	if err := ping(p.b, "10.99.0.1"); err != nil { // b asks, and a's answer goes by b's MAC
 		t.Error(err)
 	}
-	if out, err := exec.Command("vxlane", "trace", "udp", "10.99.0.1:1", "10.99.0.2:2", "--socket", p.dir+"/a.sock").CombinedOutput(); err == nil || !strings.Contains(string(out), "cannot be traced in this version") {
-		t.Errorf("trace: %s%v", out, err)
+	for _, c := range []struct {
+		args []string
+		want string
+		fail bool
+	}{
+		{[]string{"udp", "10.99.0.1:1", "10.99.0.2:2"}, "sent to peer b at 172.30.0.2:8472", false},
+		{[]string{"udp", "10.99.0.1:1", "10.99.0.7:2"}, "say --mac for the destination's MAC", true},
+		{[]string{"udp", "10.99.0.1:1", "10.99.0.7:2", "--mac", "02:00:00:00:00:07"}, "nobody knows where 02:00:00:00:00:07 is, and nobody gets what is for all", false},
+		{[]string{"udp", "10.99.0.1:1", "10.99.0.7:2", "--mac", "x"}, "six octets", true},
+		{[]string{"--from", "172.30.0.2", "udp", "10.99.0.2:1", "10.99.0.1:2"}, "written to the device", false},
+		{[]string{"--from", "172.30.0.2", "udp", "10.99.0.3:1", "10.99.0.1:2"}, "inner_source_not_allowed", false},
+		{[]string{"02 00 00 00 00 02 02 00 00 00 00 09 81 00 00 05 88 b5 00 00"}, "02:00:00:00:00:09 -> 02:00:00:00:00:02, VLAN 5: not IP", false},
+	} {
+		cmd := exec.Command("vxlane", append([]string{"trace", "--socket", p.dir + "/a.sock"}, c.args...)...)
+		if out, err := cmd.CombinedOutput(); (err != nil) != c.fail || !strings.Contains(string(out), c.want) {
+			t.Errorf("trace %v: %v\n%swant %q", c.args, err, out, c.want)
+		}
 	}
 	if err := ping(p.b, "fd99::1"); err == nil {
 		t.Error("an address that is not among the peer's was let in")

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
+	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/routing/static"
 )
 
 const traceLong = `Say what would happen to a packet in a running tunnel: which peer it goes to or came from, or why it is dropped.
@@ -19,11 +21,15 @@ The packet is one of
   hex                   the bytes of an IP packet, of an Ethernet frame, or of a datagram's payload
   FILE:N                packet N, counted from 1, of a pcap or pcapng file
 
+Where the tunnel carries frames (device.mode: tap), a frame is made of a bare packet: for the station that --mac names, or that
+the configuration gives the address.
+
 It is taken as a packet that this host sends (encap). With --from, it is taken as one that arrives from the peer with that
 underlay address (decap). A captured datagram of the tunnel says for itself which of the two it is.`
 
 const traceExample = `  vxlane trace udp 10.99.0.1:40000 10.99.0.2:53
   vxlane trace --from 172.30.0.2 tcp 10.99.0.2:443 10.99.0.1:50000
+  vxlane trace --mac 52:54:00:12:34:56 udp 10.55.0.1:1 10.55.0.2:2
   vxlane trace capture.pcap:17`
 
 func newTrace() *cobra.Command {
@@ -31,6 +37,7 @@ func newTrace() *cobra.Command {
 	var asJSON bool
 	var from string
 	var tos uint8
+	var stations stationFlags
 	cmd := &cobra.Command{
 		Use: "trace PACKET", Short: "say where a packet would go, or why it would be dropped", Long: traceLong, Example: traceExample,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -59,6 +66,9 @@ func newTrace() *cobra.Command {
 			if cmd.Flags().Changed("tos") {
 				req.TOS = tos
 			}
+			if err := stations.apply(&req, st.Device.Mode); err != nil {
+				return err
+			}
 			result, err := c.Trace(cmd.Context(), req)
 			if err != nil {
 				return err
@@ -71,9 +81,46 @@ func newTrace() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&from, "from", "", "underlay `ADDRESS` that the packet arrives from")
 	cmd.Flags().Uint8Var(&tos, "tos", 0, "outer TOS of a packet that arrives")
+	stations.add(cmd)
 	t.addFlags(cmd)
 	cli.AddJSON(cmd, &asJSON)
 	return cmd
+}
+
+// stationFlags say what is around a packet in Ethernet mode.
+type stationFlags struct {
+	from, to string
+	vlan     uint16
+}
+
+func (f *stationFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.to, "mac", "", "Ethernet mode: `MAC` of the station that the packet is for")
+	cmd.Flags().StringVar(&f.from, "from-mac", "", "Ethernet mode: `MAC` of the station that the packet is from")
+	cmd.Flags().Uint16Var(&f.vlan, "vlan", 0, "Ethernet mode: VLAN of the frame, 1-4094")
+}
+
+// apply puts the stations into a request.
+func (f *stationFlags) apply(req *control.TraceRequest, mode static.Mode) error {
+	given := f.from != "" || f.to != "" || f.vlan != 0
+	switch {
+	case given && mode != static.ModeTAP:
+		return cli.Usagef("--mac, --from-mac and --vlan are for tunnels that carry frames (device.mode: tap)")
+	case given && !req.Bare:
+		return cli.Usagef("--mac, --from-mac and --vlan are for a bare packet: what was captured has them already")
+	case f.vlan > 4094:
+		return cli.Usagef("--vlan %d: want 1-4094", f.vlan)
+	}
+	req.VLAN = f.vlan
+	for text, mac := range map[string]*encap.MAC{f.from: &req.FromMAC, f.to: &req.ToMAC} {
+		if text == "" {
+			continue
+		}
+		var err error
+		if *mac, err = encap.ParseMAC(text); err != nil {
+			return cli.Usagef("%w", err)
+		}
+	}
+	return nil
 }
 
 // parseTrace finds out what the arguments describe.

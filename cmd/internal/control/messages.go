@@ -3,6 +3,7 @@ package control
 import (
 	"time"
 
+	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing/static"
 	"github.com/vxlane/vxlane/tunnel"
 )
@@ -146,10 +147,15 @@ type FDBChange struct {
 type TraceRequest struct {
 	Decap bool   `json:"decap"` // as the underlay would deliver it; else as the device would
 	Data  []byte `json:"data"`  // packet; with decap, the datagram's payload
-	Bare  bool   `json:"bare"`  // with decap: data is the packet, to be framed as the peer would
+	Bare  bool   `json:"bare"`  // with decap, or in Ethernet mode: data is the packet, to be framed as the peer or a station would
 	Frame bool   `json:"frame"` // with decap: data is an Ethernet frame without its VXLAN header
 	Outer string `json:"outer"` // with decap: outer source address
 	TOS   uint8  `json:"tos"`   // with decap: outer TOS
+
+	// Stations of the frame that is made of a bare packet in Ethernet mode, and its VLAN; empty and 0 where the configuration says.
+	FromMAC encap.MAC `json:"from_mac"`
+	ToMAC   encap.MAC `json:"to_mac"`
+	VLAN    uint16    `json:"vlan"`
 }
 
 // Trace is the answer.

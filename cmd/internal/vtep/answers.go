@@ -11,7 +11,6 @@ import (
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing"
-	"github.com/vxlane/vxlane/routing/static"
 	"github.com/vxlane/vxlane/tunnel"
 )
 
@@ -166,10 +165,7 @@ func (v *VTEP) WatchFDB(ctx context.Context) (<-chan tunnel.FDBEvent, error) {
 
 // Trace says what would become of a packet.
 func (v *VTEP) Trace(req control.TraceRequest) (control.Trace, error) {
-	if v.Config.Device.Mode == static.ModeTAP {
-		return control.Trace{}, &control.UsageError{Err: fmt.Errorf("trace: %s carries Ethernet frames, which cannot be traced in this version; vxlane fdb show says where a station is", v.Config.Device.Name)}
-	}
-	r := tunnel.TraceRequest{Data: req.Data, Bare: req.Bare, Frame: req.Frame, OuterTOS: req.TOS}
+	r := tunnel.TraceRequest{Data: req.Data, Bare: req.Bare, Frame: req.Frame, OuterTOS: req.TOS, From: req.FromMAC, To: req.ToMAC, VLAN: req.VLAN}
 	if req.Decap {
 		r.Direction = tunnel.Decap
 		outer, err := netip.ParseAddr(req.Outer)
@@ -178,5 +174,9 @@ func (v *VTEP) Trace(req control.TraceRequest) (control.Trace, error) {
 		}
 		r.Outer = outer
 	}
-	return control.Trace{Schema: control.SchemaTrace, TraceResult: v.Tunnel.Trace(r)}, nil
+	result, err := v.Tunnel.Trace(r)
+	if err != nil {
+		return control.Trace{}, &control.UsageError{Err: fmt.Errorf("trace: %w", err)}
+	}
+	return control.Trace{Schema: control.SchemaTrace, TraceResult: result}, nil
 }
