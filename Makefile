@@ -30,7 +30,7 @@ COMMIT   := $(shell git describe --always --exclude '*' --dirty 2>/dev/null || e
 CLI      := github.com/vxlane/vxlane/cmd/internal/cli
 LDFLAGS  := -X $(CLI).buildVersion=$(VERSION) -X $(CLI).buildCommit=$(COMMIT)
 
-.PHONY: build demo test format vet staticcheck arch unit fuzz netns cluster kube foreign packages cross cross-all docs bench bench-full soak bench-build bench-micro clean
+.PHONY: build demo test format vet staticcheck arch unit fuzz netns cluster kube foreign ovs packages cross cross-all docs bench bench-full soak bench-build bench-micro clean
 
 build:
 	@mkdir -p bin
@@ -94,6 +94,10 @@ bin/peers: $(wildcard cmd/vxlane-flanneld/peers/*/go.mod)
 	@for p in $(PEERS); do echo "build $${p%%=*}"; (cd cmd/vxlane-flanneld/peers/$${p%%=*} && CGO_ENABLED=$$(test $${p%%=*} = flanneld && echo 1 || echo 0) $(GO) build -o $(CURDIR)/$@/$${p%%=*} $${p#*=}) || exit 1; done
 	@touch $@
 
+# Open vSwitch's userspace datapath as the other end: a VXLAN that shares no code with the kernel's, nor with this one.
+ovs: packages
+	$(GO) test -tags netns -count=1 -run '^TestOpenVSwitch$$' ./cmd/vxlane
+
 # One foreign architecture runs: what parses bytes, and the daemon as far as flags go.
 foreign: packages
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) test -count=1 -exec qemu-aarch64-static ./encap ./routing ./routing/flannel ./cmd/vxlane-flanneld -skip '^Test(Scripts|Manifest|Dockerfiles)'
@@ -103,7 +107,7 @@ foreign: packages
 
 # Programs of Debian's that the rings above need.
 packages:
-	@for p in iptables nft:nftables tcpdump ping:iputils-ping qemu-aarch64-static:qemu-user-static; do command -v $${p%%:*} >/dev/null || missing="$$missing $${p#*:}"; done; \
+	@for p in iptables nft:nftables tcpdump ping:iputils-ping qemu-aarch64-static:qemu-user-static ovs-vswitchd:openvswitch-switch; do command -v $${p%%:*} >/dev/null || missing="$$missing $${p#*:}"; done; \
 	test -z "$$missing" || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
 
 # The code is Linux's, not one architecture's: one of 64 bits, one of 32, one that is big-endian, without vxlane-flanneld, which holds
