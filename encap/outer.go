@@ -14,6 +14,7 @@ type Outer struct {
 	TOS, TTL uint8
 	DF       bool   // IPv4 alone: don't fragment
 	ID       uint16 // IPv4 alone: identification
+	Flow     uint32 // IPv6 alone: the low 20 bits are the flow label
 	Checksum bool   // UDP checksum
 }
 
@@ -53,11 +54,11 @@ func putOuter4(b []byte, o *Outer, n int) {
 	putOuterUDP(b[ipv4MinHeaderLen:], b[12:20], o, n)
 }
 
-// putOuter6 writes an IPv6 header (RFC 8200 section 3) without a flow label, and UDP's behind it.
+// putOuter6 writes an IPv6 header (RFC 8200 section 3) with the flow for a label (RFC 6438), and UDP's behind it.
 func putOuter6(b []byte, o *Outer, n int) {
 	_ = b[ipv6HeaderLen+udpHeaderLen-1]
 	src, dst := o.Src.Addr().As16(), o.Dst.Addr().As16()
-	binary.BigEndian.PutUint32(b[0:], 6<<28|uint32(o.TOS)<<20)
+	binary.BigEndian.PutUint32(b[0:], 6<<28|uint32(o.TOS)<<20|o.Flow&0xfffff)
 	binary.BigEndian.PutUint16(b[4:], uint16(udpHeaderLen+n))
 	b[6], b[7] = ProtoUDP, o.TTL
 	copy(b[8:], src[:])

@@ -272,6 +272,59 @@ func TestFrameVerdicts(t *testing.T) {
 	}
 }
 
+// Replication has a limit: a storm is dropped and counted, and not sent to anyone.
+func TestFloodLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tn := bridged(t, FDBConfig{})
+		batch := NewBatch()
+		copy(batch.Space()[Headroom:], frameTo(encap.Broadcast))
+		batch.Add(60, encap.Offload{})
+		const frames = 2 * copiesPerSecond
+		for range frames {
+			tn.lanes[0].transmit.step(batch.Packets())
+		}
+		s := tn.Stats().Encap
+		if want := uint64(copiesPerSecond / 2); s.Delivered != want || s.Copies != 2*want || s.Reasons["flood_limit"] != frames-want {
+			t.Errorf("%d delivered, %d copies, %v", s.Delivered, s.Copies, s.Reasons)
+		}
+		time.Sleep(time.Second)
+		tn.lanes[0].transmit.step(batch.Packets())
+		if got := tn.Stats().Encap.Delivered; got != s.Delivered+1 {
+			t.Error("a second later, nothing goes")
+		}
+	})
+}
+
+// A super-packet that is flooded is cut once, and goes to every peer; what is cut costs no allocation.
+func TestFloodedSuperPackets(t *testing.T) {
+	tn := bridged(t, FDBConfig{})
+	frame := make([]byte, encap.EthernetHeaderLen+40+30*1000)
+	copy(frame, frameTo(station(7))[:12])
+	frame[12], frame[13] = 0x08, 0x00
+	ip := frame[encap.EthernetHeaderLen:]
+	copy(ip, []byte{0x45, 0, byte(len(ip) >> 8), byte(len(ip) & 0xff), 0, 0, 0x40, 0, 64, encap.ProtoTCP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2})
+	ip[20+12] = 5 << 4
+	batch := NewBatch()
+	step := func() {
+		batch.Reset()
+		copy(batch.Space()[Headroom:], frame)
+		batch.Add(len(frame), encap.Offload{GSO: encap.GSOTCP, SegmentSize: 1000, NeedsChecksum: true, ChecksumStart: 34, ChecksumField: 34 + 16})
+		tn.lanes[0].transmit.step(batch.Packets())
+	}
+	step()
+	if s := tn.Stats().Encap; s.Delivered != 30 || s.Copies != 60 || s.Dropped != 0 {
+		t.Fatalf("%+v", s)
+	}
+	for _, p := range tn.table.Load().Peers() {
+		if n := p.State().Totals().EncapPackets; n != 30 {
+			t.Errorf("%s got %d", p.Name, n)
+		}
+	}
+	if n := testing.AllocsPerRun(100, step); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 // Frames cost no allocation either: known or flooded, from a station that is known or one that is to be learned.
 func TestFramesDoNotAllocate(t *testing.T) {
 	tn := bridged(t, FDBConfig{Learning: true, Limit: 4, PeerLimit: 4})

@@ -105,7 +105,7 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 }
 
 // copyDrops are why a copy of a frame is not sent.
-var copyDrops = []encap.Reason{encap.PktTooBig, encap.QueueFull, encap.UDPSend, encap.NotIP}
+var copyDrops = []encap.Reason{encap.PktTooBig, encap.QueueFull, encap.UDPSend}
 
 // Collect implements prometheus.Collector.
 func (c *Collector) Collect(ch chan<- prometheus.Metric) {

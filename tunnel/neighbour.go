@@ -424,7 +424,7 @@ func (n *neighbours) releaseAll(e *neighbour, mac encap.MAC) {
 	n.waiting -= e.waiting()
 	for i := range e.queue {
 		p := &e.queue[i]
-		n.out.count.drop(n.out.frame(e.peer, p, encap.Link{Src: n.t.rules.MAC, Dst: mac}), p.Count)
+		n.out.count.drop(n.out.frame(e.peer, p, encap.Link{Src: n.t.rules.MAC, Dst: mac}, true), p.Count)
 	}
 	n.out.flush()
 	e.queue = nil

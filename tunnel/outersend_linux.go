@@ -94,7 +94,7 @@ func (s *outerSender) putHeaders(d *Datagram, port uint16) int {
 	}
 	o := encap.Outer{
 		Src: netip.AddrPortFrom(s.cfg.local, port), Dst: d.Remote,
-		TOS: d.TOS, TTL: s.cfg.ttl, DF: s.cfg.df == DFSet || s.cfg.df == DFInherit && d.DF, ID: s.id, Checksum: s.cfg.checksum,
+		TOS: d.TOS, TTL: s.cfg.ttl, DF: s.cfg.df == DFSet || s.cfg.df == DFInherit && d.DF, ID: s.id, Checksum: s.cfg.checksum, Flow: d.Flow,
 	}
 	if d.TTL != 0 {
 		o.TTL = d.TTL

@@ -103,7 +103,7 @@ func (x *transmitter) encapsulate(view View, p *Packet) {
 		r = encap.PktTooBig
 	case x.t.rules.Bridge:
 		x.t.hints.learn(p.Data, &p.Headers)
-		r = x.frame(v.Peer, p, encap.Link{})
+		r = x.frame(v.Peer, p, encap.Link{}, true)
 	default:
 		x.t.hints.learn(p.Data, &p.Headers)
 		r = x.address(v.Peer, p)
@@ -126,7 +126,7 @@ func (x *transmitter) address(peer *routing.Peer, p *Packet) encap.Reason {
 			link.Dst = mac
 		}
 	}
-	return x.frame(peer, p, link)
+	return x.frame(peer, p, link, true)
 }
 
 // flood sends a frame to each of the peers: the headers are the same for all of them, but for the outer ones. A frame for a station
@@ -140,24 +140,23 @@ func (x *transmitter) flood(peers []*routing.Peer, p *Packet) (narrow *routing.P
 	if copies := min((len(peers)-1)*p.Count, copiesPerSecond); copies > 0 && !x.floods.takeN(time.Now(), copies, copiesPerSecond, copiesPerSecond) {
 		return nil, encap.FloodLimit
 	}
-	if r := x.frame(peers[0], p, encap.Link{}); r != encap.None {
+	from := len(x.datagrams)
+	if r := x.frame(peers[0], p, encap.Link{}, len(peers) == 1); r != encap.None {
 		return nil, r
 	}
+	to := len(x.datagrams)
 	for _, peer := range peers[1:] {
-		from := len(x.origin)
-		if r := x.lineUp(peer, p, false); r != encap.None {
-			x.count.lost[r].Add(uint64(p.Count))
-			continue
-		}
-		for i := range x.origin[from:] {
-			x.origin[from+i].copy = true
+		for i := from; i < to; i++ {
+			d, o := x.datagrams[i], x.origin[i]
+			d.Remote, o.peer, o.copy = peer.Endpoint, peer, true
+			x.line(d, o)
 		}
 	}
 	return nil, encap.None
 }
 
-// frame puts the header in front of p, once, and lines it up for the sender.
-func (x *transmitter) frame(peer *routing.Peer, p *Packet, link encap.Link) encap.Reason {
+// frame puts the header in front of p, once, and lines it up for the sender; as a whole only when it may be.
+func (x *transmitter) frame(peer *routing.Peer, p *Packet, link encap.Link, whole bool) encap.Reason {
 	header, _ := p.withHeader(x.t.rules.Codec.Headroom())
 	if p.Count == 1 {
 		if p.Offload.NeedsChecksum && !p.Offload.FinishChecksum(p.Data) {
@@ -168,8 +167,8 @@ func (x *transmitter) frame(peer *routing.Peer, p *Packet, link encap.Link) enca
 	if r := x.t.rules.Codec.Encap(header, p.Data, &p.Headers, link); r != encap.None {
 		return r
 	}
-	carried := !peer.Endpoint.Addr().IsMulticast() && x.sender.Carries(p) // the outer TAP's redirect knows single hosts only
-	return x.lineUp(peer, p, carried)
+	whole = whole && !peer.Endpoint.Addr().IsMulticast() // the outer TAP's redirect knows single hosts only
+	return x.lineUp(peer, p, whole && x.sender.Carries(p))
 }
 
 // lineUp makes a datagram of p, which has its header in front, or cuts it into trains when the sender does not carry it.
