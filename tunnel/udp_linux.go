@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -192,7 +193,7 @@ func (u *UDP) receiveSocket(to netip.Addr) (int, error) {
 	return fd, nil
 }
 
-// openSenders binds a socket in each of Buckets stretches of the source port range, at the first port that is free.
+// openSenders binds a socket in each of Buckets stretches of the source port range, at a port that is free.
 func (u *UDP) openSenders() error {
 	width := int(u.cfg.SourceHigh) - int(u.cfg.SourceLow) + 1
 	df := []bool{u.cfg.DF == DFSet}
@@ -215,15 +216,16 @@ func (u *UDP) openSenders() error {
 	return nil
 }
 
-// sendSocket opens a socket at the first free port in [low, high).
+// sendSocket opens a socket at a free port in [low, high): the first from one that nobody can guess (RFC 8085 section 5.1).
 func (u *UDP) sendSocket(low, high int, df bool) (int, error) {
 	fd, err := u.socket()
 	if err != nil {
 		return -1, err
 	}
 	if err = u.prepareSender(fd, df); err == nil {
-		for port := low; port < high; port++ {
-			if err = u.bind(fd, uint16(port)); !errors.Is(err, unix.EADDRINUSE) {
+		from := rand.IntN(high - low)
+		for i := range high - low {
+			if err = u.bind(fd, uint16(low+(from+i)%(high-low))); !errors.Is(err, unix.EADDRINUSE) {
 				break
 			}
 		}

@@ -251,3 +251,99 @@ func (p *pair) sendWithTOS(from *lab.Host, src, dst string, datagram []byte, tos
 	})
 	must(p.t, err)
 }
+
+// What comes with a wrong outer checksum, or over IPv6 with none that was not asked for, is dropped by the kernel and counted there; what
+// comes with none where that is allowed, or with a right one, is delivered (RFC 7348 section 5, RFC 6935 section 5, RFC 6936 section 4).
+func TestOuterChecksumsOnReceipt(t *testing.T) {
+	const right, wrong, none = "right", "wrong", "none"
+	for _, c := range []struct {
+		name, local, remote, keys string
+		taken                     map[string]bool
+	}{
+		{"IPv4", "172.30.0.1", "172.30.0.2", "", map[string]bool{right: true, none: true}},
+		{"IPv6", "fd30::1", "fd30::2", "", map[string]bool{right: true}},
+		{"IPv6, rx", "fd30::1", "fd30::2", ", zero_checksum6: {rx: true}", map[string]bool{right: true, none: true}},
+		{"IPv6, tx", "fd30::1", "fd30::2", ", zero_checksum6: {tx: true}", map[string]bool{right: true}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPair(t, wire{Offloads: noOffloads})
+			d := p.start(p.a, "--config", p.write("sums.yaml", fmt.Sprintf(`version: 1
+tunnels:
+  - device: {mac: 02:00:00:00:00:01, addresses: [10.99.0.1/24]}
+    underlay: {local: %q%s}
+    peers: [{name: b, endpoint: %q, mac: 02:00:00:00:00:02, allowed_ips: [10.99.0.2]}]
+`, c.local, c.keys, c.remote)))
+			in, err := p.a.PacketSocket("vxlane0")
+			must(t, err)
+			defer in.Close()
+			out, err := p.b.PacketSocket("eth0")
+			must(t, err)
+			defer out.Close()
+			src, err := p.b.MAC("eth0")
+			must(t, err)
+			dst, err := p.a.MAC("eth0")
+			must(t, err)
+			got := make(map[string]bool)
+			ports := map[uint16]string{2001: right, 2002: wrong, 2003: none}
+			for port, sum := range ports {
+				frame := innerFrame(t, "IPv4", net.HardwareAddr{2, 0, 0, 0, 0, 2}, net.HardwareAddr{2, 0, 0, 0, 0, 1}, nil, overlayB[0], overlayA[0], 0, port)
+				datagram := append(make([]byte, encap.VXLANHeaderLen), frame...)
+				encap.PutVXLAN(datagram, 1)
+				kind, sumAt := "IPv4", encap.EthernetHeaderLen+20+encap.UDPChecksumOffset
+				if netip.MustParseAddr(c.local).Is6() {
+					kind, sumAt = "IPv6", encap.EthernetHeaderLen+40+encap.UDPChecksumOffset
+				}
+				outer := outerFrame(t, kind, src, dst, netip.MustParseAddr(c.remote), netip.MustParseAddr(c.local), datagram)
+				switch sum {
+				case wrong:
+					outer[sumAt] ^= 0x40
+				case none:
+					outer[sumAt], outer[sumAt+1] = 0, 0
+				}
+				_, err := out.Write(outer)
+				must(t, err)
+			}
+			must(t, in.SetReadDeadline(time.Now().Add(500*time.Millisecond)))
+			for buf := make([]byte, 4096); ; {
+				n, err := in.Read(buf)
+				if err != nil {
+					break
+				}
+				var h encap.Headers
+				if encap.ParseIP(buf[:n], &h) == encap.None && ports[h.DstPort] != "" {
+					got[ports[h.DstPort]] = true
+				}
+			}
+			for _, sum := range ports {
+				if got[sum] != c.taken[sum] {
+					t.Errorf("checksum %s: delivered %v, want %v", sum, got[sum], c.taken[sum])
+				}
+			}
+			if n := d.stats().Decap.Received; n != uint64(len(c.taken)) {
+				t.Errorf("%d datagrams were received, want %d", n, len(c.taken))
+			}
+			d.stop()
+		})
+	}
+}
+
+// outerFrame is a frame from src to dst with a datagram for the tunnel's port.
+func outerFrame(t *testing.T, kind string, src, dst net.HardwareAddr, from, to netip.Addr, payload []byte) []byte {
+	t.Helper()
+	udp := &layers.UDP{SrcPort: 40000, DstPort: 8472}
+	eth := &layers.Ethernet{SrcMAC: src, DstMAC: dst, EthernetType: layers.EthernetTypeIPv4}
+	var network gopacket.SerializableLayer
+	if kind == "IPv4" {
+		ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: from.AsSlice(), DstIP: to.AsSlice()}
+		_ = udp.SetNetworkLayerForChecksum(ip)
+		network = ip
+	} else {
+		eth.EthernetType = layers.EthernetTypeIPv6
+		ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolUDP, SrcIP: from.AsSlice(), DstIP: to.AsSlice()}
+		_ = udp.SetNetworkLayerForChecksum(ip)
+		network = ip
+	}
+	buf := gopacket.NewSerializeBuffer()
+	must(t, gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, eth, network, udp, gopacket.Payload(payload)))
+	return buf.Bytes()
+}

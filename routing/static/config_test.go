@@ -125,6 +125,7 @@ func TestMistakes(t *testing.T) {
 		"vni of 25 bits":               {strings.Replace(minimal, "}", ", vni: 16777216}", 1), "tunnels[0].underlay.vni: vni 16777216: out of range"},
 		"vni negative":                 {strings.Replace(minimal, "}", ", vni: -1}", 1), `tunnels[0].underlay.vni: "-1": want a whole number within 0-`},
 		"port 70000":                   {strings.Replace(minimal, "}", ", port: 70000}", 1), `tunnels[0].underlay.port: "70000": want a whole number within 0-`},
+		"source port 0":                {strings.Replace(minimal, "}", ", source_ports: {range: 0-9}}", 1), `"0-9": want two ports`},
 		"encap":                        {strings.Replace(minimal, "}", ", encap: geneve}", 1), `tunnels[0].underlay.encap: "geneve": want vxlan or flannel-udp`},
 		"ttl 0":                        {strings.Replace(minimal, "}", ", ttl: 0}", 1), `"0": want 1-255, inherit or auto`},
 		"tos 256":                      {strings.Replace(minimal, "}", ", tos: 256}", 1), `"256": want 0-255 or inherit`},
