@@ -22,7 +22,7 @@ func TestPutOuterAgainstGopacket(t *testing.T) {
 		{"172.30.0.1:33001", "172.30.0.2:8472", encap.Outer{TTL: 64, Checksum: true, ID: 7}, 100},
 		{"172.30.0.1:65535", "172.30.0.2:1", encap.Outer{TTL: 1, TOS: 0xbb, DF: true, Checksum: true, ID: 0xffff}, 65507},
 		{"172.30.0.1:33001", "172.30.0.2:8472", encap.Outer{TTL: 255}, 0},
-		{"[fd00::1]:33001", "[fd00::2]:8472", encap.Outer{TTL: 64, TOS: 0xbb, Checksum: true}, 1001},
+		{"[fd00::1]:33001", "[fd00::2]:8472", encap.Outer{TTL: 64, TOS: 0xbb, Flow: 0xabcdef12, Checksum: true}, 1001},
 		{"[fd00::1]:33001", "[fd00::2]:8472", encap.Outer{TTL: 3}, 64},
 	} {
 		t.Run(fmt.Sprint(c.dst, c.n), func(t *testing.T) {
@@ -52,7 +52,7 @@ func gopacketOuter(t *testing.T, o encap.Outer, payload []byte) []byte {
 	if o.DF {
 		ip4.Flags = layers.IPv4DontFragment
 	}
-	ip6 := &layers.IPv6{Version: 6, TrafficClass: o.TOS, HopLimit: o.TTL, NextHeader: layers.IPProtocolUDP, SrcIP: o.Src.Addr().AsSlice(), DstIP: o.Dst.Addr().AsSlice()}
+	ip6 := &layers.IPv6{Version: 6, TrafficClass: o.TOS, FlowLabel: o.Flow & 0xfffff, HopLimit: o.TTL, NextHeader: layers.IPProtocolUDP, SrcIP: o.Src.Addr().AsSlice(), DstIP: o.Dst.Addr().AsSlice()}
 	var ip interface {
 		gopacket.NetworkLayer
 		gopacket.SerializableLayer
