@@ -26,7 +26,7 @@ type FDBConfig struct {
 	Flood     []string      // names of the peers that get what is for all, or for nobody known; nil is all, or with Group none
 	Group     netip.Addr    // when valid, a multicast group that gets it; the underlay's as well (UDPConfig)
 	NoFlood   bool          // nobody gets it
-	Suppress  bool          // ARP and neighbour discovery are answered here, where the answer is known
+	Suppress  Suppression
 }
 
 // FDBKey is what a frame is looked up by: a station, in a VLAN (0 is none).

@@ -400,7 +400,7 @@ func TestFrameSources(t *testing.T) {
 
 // Questions for the MAC of a configured host are answered here; all others go on as they would.
 func TestSuppression(t *testing.T) {
-	tn := bridged(t, FDBConfig{Suppress: true, NoFlood: true})
+	tn := bridged(t, FDBConfig{Suppress: SuppressKnown, NoFlood: true})
 	peers := bridgePeers("hb", "hc")
 	peers[0].AllowedIPs = []netip.Prefix{netip.MustParsePrefix("10.99.0.2/32"), netip.MustParsePrefix("fd99::2/128"), netip.MustParsePrefix("10.244.2.0/24")}
 	if _, err := tn.SetPeers(peers); err != nil {
@@ -488,7 +488,7 @@ func (d *taker) Inject(packet []byte) error { d.injected = append(d.injected, pa
 
 // Trace says of frames what the loops would do with them, and changes nothing.
 func TestTraceOfFrames(t *testing.T) {
-	tn := bridged(t, FDBConfig{Learning: true, Limit: 4, PeerLimit: 4, Suppress: true})
+	tn := bridged(t, FDBConfig{Learning: true, Limit: 4, PeerLimit: 4, Suppress: SuppressKnown})
 	peers := bridgePeers("hb", "hc", "hd")
 	peers[0].AllowedIPs = []netip.Prefix{netip.MustParsePrefix("10.99.0.2/32")}
 	if _, err := tn.SetPeers(peers); err != nil {
@@ -541,5 +541,39 @@ func TestTraceOfFrames(t *testing.T) {
 	}
 	if s := tn.Stats(); s.Encap.Received+s.Decap.Received != 0 || len(tn.fdb.seen) != 0 {
 		t.Errorf("tracing counted: %+v", s)
+	}
+}
+
+// With SuppressAll, a question that the configuration does not answer goes nowhere; what is no question passes.
+func TestUnansweredQuestions(t *testing.T) {
+	for mode, dropped := range map[Suppression]uint64{SuppressNone: 0, SuppressKnown: 0, SuppressAll: 2} {
+		tn := bridged(t, FDBConfig{Suppress: mode})
+		asker, me, other := station(9), netip.MustParseAddr("10.99.0.1"), netip.MustParseAddr("10.99.0.9")
+		me6, other6 := netip.MustParseAddr("fd99::1"), netip.MustParseAddr("fd99::9")
+		frame := func(dst encap.MAC, etherType byte, packet []byte) []byte {
+			return append(append(append(append([]byte(nil), dst[:]...), asker[:]...), etherType, map[byte]byte{0x08: 0x06, 0x86: 0xdd}[etherType]), packet...)
+		}
+		arp := func(sender, target netip.Addr) []byte {
+			a := encap.ARP{Op: encap.ARPRequest, SenderMAC: asker, SenderIP: sender, TargetIP: target}
+			return frame(encap.Broadcast, 0x08, a.Append(nil))
+		}
+		solicit := func(src netip.Addr, mac encap.MAC) []byte {
+			nd := encap.ND{Type: encap.NeighbourSolicitation, Src: src, Dst: encap.SolicitedNode(other6), Target: other6, LinkAddr: mac}
+			return frame(encap.MulticastMAC(nd.Dst), 0x86, nd.Append(nil))
+		}
+		batch := NewBatch()
+		all := [][]byte{
+			arp(me, other), solicit(me6, asker), // questions
+			arp(me, me), arp(netip.IPv4Unspecified(), other), solicit(netip.IPv6Unspecified(), encap.MAC{}), frameTo(encap.Broadcast),
+		}
+		for _, f := range all {
+			copy(batch.Space()[Headroom:], f)
+			batch.Add(len(f), encap.Offload{})
+		}
+		tn.lanes[0].transmit.step(batch.Packets())
+		s := tn.Stats().Encap
+		if s.Reasons["neighbour_unresolved"] != dropped || s.Delivered != uint64(len(all))-dropped {
+			t.Errorf("mode %d: %d delivered, drops %v", mode, s.Delivered, s.Reasons)
+		}
 	}
 }

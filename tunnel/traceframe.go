@@ -22,9 +22,13 @@ func (tr *tracer) encapFrame(frame []byte) {
 		return
 	}
 	p := &Packet{Data: frame, Headers: tr.h, Count: 1}
-	if _, answered := tr.t.answerTo(tr.view, p); answered {
+	switch answer, question := tr.t.answerTo(tr.view, p); {
+	case answer != nil:
 		tr.step("suppression", "the configuration has the answer (fdb.suppress)")
 		tr.Verdict, tr.Why = "consume", "the tunnel answers for the station, and the frame goes nowhere"
+		return
+	case question && tr.t.cfg.FDB.Suppress == SuppressAll:
+		tr.drop(encap.NeighbourUnresolved, "it asks for an address whose MAC the configuration does not give, and such questions are dropped (fdb.suppress: drop)")
 		return
 	}
 	tr.destination()

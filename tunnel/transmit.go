@@ -91,9 +91,15 @@ func (x *transmitter) encapsulate(view View, p *Packet) {
 	v := DecideTransmit(&x.t.rules, view, p.Data, &p.Headers)
 	p.Count = p.Offload.Segments(p.Data, &p.Headers)
 	x.count.received.Add(uint64(p.Count))
-	r := v.Reason
+	r, answered := v.Reason, false
+	if x.t.rules.Bridge && p.Count == 1 {
+		var unanswered encap.Reason
+		if answered, unanswered = x.t.suppress(view, p); unanswered != encap.None {
+			r = unanswered
+		}
+	}
 	switch {
-	case x.t.rules.Bridge && p.Count == 1 && x.t.suppress(view, p):
+	case answered:
 		x.count.consumed.Add(1)
 		return
 	case r != encap.None:

@@ -120,17 +120,19 @@ func (n *bridges) spread(from string, src, dst net.HardwareAddr, tags []byte, at
 		_, err := out.Write(slices.Concat(dst, src, tags, []byte{0x88, 0xb5}, marker))
 		must(n.t, err)
 	}
+	quiet := 100 * time.Millisecond
 	for _, s := range sockets {
-		counts = append(counts, countMarked(n.t, s, marker))
+		counts = append(counts, countMarked(n.t, s, marker, quiet))
+		quiet = 20 * time.Millisecond // what comes comes everywhere at once
 	}
 	return counts
 }
 
 // countMarked counts the frames with a marker that a socket gets, until there was none for a while.
-func countMarked(t *testing.T, s *os.File, marker []byte) (n int) {
+func countMarked(t *testing.T, s *os.File, marker []byte, quiet time.Duration) (n int) {
 	t.Helper()
 	for buf := make([]byte, 4096); ; {
-		must(t, s.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+		must(t, s.SetReadDeadline(time.Now().Add(quiet)))
 		size, err := s.Read(buf)
 		if err != nil {
 			return n
@@ -324,14 +326,14 @@ func TestBridgeSuppression(t *testing.T) {
 		}
 	}
 	must(t, b.SetUp("eth0"))
-	n.ping(n.vm["vm-c"], netip.MustParseAddr("10.55.0.3"), 56)
+	must(t, traffic.PingUntil(t.Context(), n.vm["vm-c"], netip.MustParseAddr("10.55.0.3")))
 	in, err := n.vm["vm-a"].PacketSocket("eth0")
 	must(t, err)
 	defer in.Close()
 	question := slices.Concat(mac, src, []byte{0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1}, src, []byte{10, 55, 0, 1}, make([]byte, 6), []byte{10, 55, 0, 3})
 	_, err = in.Write(question)
 	must(t, err)
-	if got := countMarked(t, in, slices.Concat([]byte{0, 2}, mac, []byte{10, 55, 0, 3}, src)); got != 1 {
+	if got := countMarked(t, in, slices.Concat([]byte{0, 2}, mac, []byte{10, 55, 0, 3}, src), 100*time.Millisecond); got != 1 {
 		t.Errorf("a question to one station has %d answers", got)
 	}
 	n.a.stop()

@@ -36,7 +36,7 @@ func TestDesignExample(t *testing.T) {
 		}},
 		Routes: true,
 		Tier:   TierAuto,
-		FDB:    FDB{Ageing: Duration(300 * time.Second), Limit: 4096, PeerLimit: 1024, Flood: Flood{All: true}},
+		FDB:    FDB{Ageing: Duration(300 * time.Second), Limit: 4096, PeerLimit: 1024, Flood: Flood{All: true}, Suppress: SuppressOff},
 	}
 	if !reflect.DeepEqual(c.Tunnels, []Tunnel{want}) {
 		t.Errorf("got  %+v\nwant %+v", c.Tunnels[0], want)
@@ -83,6 +83,7 @@ func TestShownConfigurationIsReadBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Tunnels[0].Underlay.TTL = TTL{Inherit: true}
+	c.Tunnels[0].FDB.Suppress = SuppressDrop
 	c.Tunnels[0].FDB.Flood, c.Tunnels[0].FDB.Group = Flood{Names: []string{"hb"}}, netip.MustParseAddr("239.1.1.1")
 	asYAML, err := yaml.Marshal(c)
 	if err != nil {
@@ -142,6 +143,7 @@ func TestMistakes(t *testing.T) {
 		"name too long":                {tunnel("    device: {name: abcdefghijklmnop}\n"), "want at most 15 characters"},
 		"name with slash":              {tunnel("    device: {name: a/b}\n"), "want a device name"},
 		"flood to nobody known":        {strings.Replace(minimal, "underlay", "device: {mode: tap}\n    fdb: {flood: [hx]}\n    underlay", 1), `fdb.flood names peer "hx"`},
+		"suppress":                     {tap("suppress: maybe"), `tunnels[0].fdb.suppress: "maybe": want true, false or drop`},
 		"group of one":                 {tap("group: 172.30.0.9"), "tunnels[0].fdb.group: 172.30.0.9: want a multicast group"},
 		"group of another family":      {tap("group: \"ff05::1\""), "of another address family than underlay.local 172.30.0.1"},
 		"group and nobody":             {tap("group: 239.1.1.1, flood: none"), "flood: none says that nobody gets such frames"},

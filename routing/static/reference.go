@@ -60,6 +60,8 @@ func typeName(t reflect.Type) string {
 		return "number or inherit"
 	case reflect.TypeFor[Check]():
 		return "true, count or false"
+	case reflect.TypeFor[Suppress]():
+		return "true, false or drop"
 	case reflect.TypeFor[Flood]():
 		return "word or list of names"
 	}

@@ -84,7 +84,7 @@ func (c *Check) UnmarshalText(text []byte) error {
 }
 
 // MarshalJSON implements json.Marshaler: what is a boolean in the file is one here.
-func (c Check) MarshalJSON() ([]byte, error) { return json.Marshal(c.plain()) }
+func (c Check) MarshalJSON() ([]byte, error) { return json.Marshal(plainBool(string(c))) }
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (c *Check) UnmarshalJSON(data []byte) error {
@@ -92,16 +92,48 @@ func (c *Check) UnmarshalJSON(data []byte) error {
 }
 
 // MarshalYAML implements yaml.Marshaler.
-func (c Check) MarshalYAML() (any, error) { return c.plain(), nil }
+func (c Check) MarshalYAML() (any, error) { return plainBool(string(c)), nil }
 
-func (c Check) plain() any {
-	switch c {
-	case CheckOff:
-		return false
-	case CheckEnforce:
-		return true
+// Suppress says what becomes of questions for the MAC of an address, in tap mode.
+type Suppress string
+
+// The ways, as they are written.
+const (
+	SuppressOff   Suppress = "false"
+	SuppressKnown Suppress = "true"
+	SuppressDrop  Suppress = "drop"
+)
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Suppress) UnmarshalText(text []byte) error {
+	switch v := Suppress(strings.ToLower(string(text))); v {
+	case SuppressOff, SuppressKnown, SuppressDrop:
+		*s = v
+		return nil
 	}
-	return string(c)
+	return fmt.Errorf("%q: want true, false or drop", text)
+}
+
+// MarshalJSON implements json.Marshaler: what is a boolean in the file is one here.
+func (s Suppress) MarshalJSON() ([]byte, error) { return json.Marshal(plainBool(string(s))) }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (s *Suppress) UnmarshalJSON(data []byte) error {
+	return s.UnmarshalText(bytes.Trim(data, `"`))
+}
+
+// MarshalYAML implements yaml.Marshaler.
+func (s Suppress) MarshalYAML() (any, error) { return plainBool(string(s)), nil }
+
+// plainBool returns a boolean for the words of one, and other words as they are.
+func plainBool(word string) any {
+	switch word {
+	case "true":
+		return true
+	case "false":
+		return false
+	}
+	return word
 }
 
 // Duration is a time.Duration that is written as text, such as 300s.

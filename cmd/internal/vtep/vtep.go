@@ -209,9 +209,12 @@ func (v *VTEP) fdbConfig() tunnel.FDBConfig {
 	f := &v.Config.FDB
 	return tunnel.FDBConfig{
 		Learning: f.Learning, Ageing: time.Duration(f.Ageing), Limit: f.Limit, PeerLimit: f.PeerLimit,
-		Flood: f.Flood.Names, NoFlood: f.Flood.None(), Group: v.group(), Suppress: f.Suppress,
+		Flood: f.Flood.Names, NoFlood: f.Flood.None(), Group: v.group(), Suppress: suppressions[f.Suppress],
 	}
 }
+
+// suppressions are the ways to treat ARP and neighbour discovery, by their words in the configuration.
+var suppressions = map[static.Suppress]tunnel.Suppression{static.SuppressOff: tunnel.SuppressNone, static.SuppressKnown: tunnel.SuppressKnown, static.SuppressDrop: tunnel.SuppressAll}
 
 var dfPolicies = map[static.DF]tunnel.DFPolicy{static.DFUnset: tunnel.DFUnset, static.DFSet: tunnel.DFSet, static.DFInherit: tunnel.DFInherit}
 
