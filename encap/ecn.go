@@ -39,6 +39,21 @@ func DecapECN(outer, inner uint8) (ecn uint8, ok bool) {
 	return ecn, ecn != ecnDrop
 }
 
+// OddECN reports whether no sender that follows RFC 6040 makes such a pair of ECN fields: an ECN-capable outer header over a packet
+// that is not, ECT(0) over ECT(1), or ECT(1) over CE. Section 4.2 wants such seen.
+func OddECN(outer, inner uint8) bool {
+	outer &= ecnMask
+	switch inner & ecnMask {
+	case NotECT:
+		return outer != NotECT
+	case ECT1:
+		return outer == ECT0
+	case CE:
+		return outer == ECT1
+	}
+	return false
+}
+
 // SetECN writes the ECN field of an IP packet and mends the IPv4 header checksum. h is the packet parsed, and is updated.
 func SetECN(packet []byte, h *Headers, ecn uint8) {
 	if h.TOS&ecnMask == ecn {

@@ -35,6 +35,11 @@ func TestDecapECN(t *testing.T) {
 			if ok != (c.want != drop) || ok && got != c.want {
 				t.Errorf("inner %s, outer %s: %#x, %v", ecnNames[c.inner], ecnNames[c.outer], got, ok)
 			}
+			// RFC 6040 figure 4: those with exclamation marks.
+			odd := c.inner == NotECT && c.outer != NotECT || c.inner == ECT1 && c.outer == ECT0 || c.inner == CE && c.outer == ECT1
+			if OddECN(dscp|c.outer, dscp|c.inner) != odd {
+				t.Errorf("inner %s, outer %s: odd %v", ecnNames[c.inner], ecnNames[c.outer], !odd)
+			}
 		}
 	}
 }

@@ -39,6 +39,7 @@ type counters struct {
 	batchSum  routing.Counter
 	split     routing.Counter // segments that super-packets were split into
 	suspect   [encap.NumReasons]routing.Counter
+	oddECN    routing.Counter                   // received packets with ECN fields that nobody should send
 	copies    routing.Counter                   // further copies of flooded frames
 	lost      [encap.NumReasons]routing.Counter // of these, those that were not sent
 	_         [64]byte
@@ -70,6 +71,9 @@ type Flow struct {
 	// Suspects are the delivered packets that a check would have dropped if it enforced, by the reason.
 	Suspects map[string]uint64 `json:"suspects,omitempty"`
 
+	// OddECN are the received packets, dropped or not, whose ECN fields nobody should have sent so (encap.OddECN).
+	OddECN uint64 `json:"odd_ecn,omitempty"`
+
 	// Copies are what flooding sent beside the one that counts as delivered.
 	Copies uint64 `json:"flood_copies,omitempty"`
 	// CopiesDropped are those that it did not send, by the reason.
@@ -91,6 +95,7 @@ func (f *Flow) add(c *counters) {
 	f.batchSum += c.batchSum.Load()
 	f.split += c.split.Load()
 	f.Copies += c.copies.Load()
+	f.OddECN += c.oddECN.Load()
 	for i := range c.dropped {
 		f.byReason[i] += c.dropped[i].Load()
 		f.bySuspect[i] += c.suspect[i].Load()

@@ -46,6 +46,7 @@ var (
 	metricBytes     = define("counter", "vxlane_bytes_total", "Bytes of the packets delivered, without outer headers.", "direction", "vni")
 	metricConsumed  = define("counter", "vxlane_consumed_packets_total", "Packets that the tunnel answered itself: ARP and neighbour discovery.", "direction", "vni")
 	metricDropped   = define("counter", "vxlane_dropped_packets_total", "Packets dropped, by reason.", "direction", "reason")
+	metricOddECN    = define("counter", "vxlane_odd_ecn_packets_total", "Packets received, dropped or not, with ECN fields in the outer and inner headers that no sender should make (RFC 6040 section 4.2).")
 	metricCopies    = define("counter", "vxlane_flood_copies_total", "Copies of flooded frames sent beside the one that counts as delivered (Ethernet mode).")
 	metricCopyDrops = define("counter", "vxlane_flood_copies_dropped_total", "Copies of flooded frames that were not sent, by reason (Ethernet mode).", "reason")
 	metricStations  = define("gauge", "vxlane_fdb_entries", "Entries of the forwarding database, by kind: peer, static, learned, and flood for those who get what is for all (Ethernet mode).", "kind")
@@ -115,6 +116,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	for _, r := range sourceChecks {
 		metricSuspect.send(ch, float64(stats.Decap.bySuspect[r]), r.String())
 	}
+	metricOddECN.send(ch, float64(stats.Decap.OddECN))
 	metricCopies.send(ch, float64(stats.Encap.Copies))
 	for _, r := range copyDrops {
 		metricCopyDrops.send(ch, float64(stats.Encap.byCopy[r]), r.String())

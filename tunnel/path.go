@@ -25,8 +25,10 @@ type paths struct {
 const (
 	// pathExpires is how long a path MTU is believed: as long as the kernel believes it (net.ipv4.route.mtu_expires).
 	pathExpires = 10 * time.Minute
-	// pathPause is how long an answer stands before the kernel is asked again.
-	pathPause = time.Second
+	// pathPause is how long an answer stands before the kernel is asked again, pathRefresh when it is asked without a packet that
+	// does not fit: a route may have changed, and the path MTU with it.
+	pathPause   = time.Second
+	pathRefresh = 5 * time.Second
 	// minInner is the smallest MTU that IPv6 allows, minInner4 what IPv4 does (RFC 8200 section 5, RFC 791).
 	minInner  = 1280
 	minInner4 = 68
@@ -71,8 +73,9 @@ func (p *paths) run(ctx context.Context) {
 	if p.mtu == nil {
 		return
 	}
-	known := make(map[*routing.State]time.Time)
-	ticker := time.NewTicker(time.Minute)
+	known := make(map[*routing.State]*knownPath)
+	ticker := time.NewTicker(pathRefresh)
+	ticker.Stop() // an idle tunnel sleeps
 	defer ticker.Stop()
 	var answers <-chan EchoAnswer
 	if p.probe != nil {
@@ -85,8 +88,8 @@ func (p *paths) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case peer := <-p.asks:
-			if peer = p.current(peer); time.Since(known[peer.State()]) >= pathPause {
-				p.learn(peer, known)
+			if p.asked(p.current(peer), known); len(known) == 1 {
+				ticker.Reset(pathRefresh)
 			}
 		case peer := <-p.wants:
 			p.probe.want(p.current(peer), time.Now())
@@ -95,7 +98,9 @@ func (p *paths) run(ctx context.Context) {
 		case now := <-due.C:
 			p.probe.tick(now)
 		case now := <-ticker.C:
-			p.expire(known, now)
+			if p.refresh(known, now); len(known) == 0 {
+				ticker.Stop()
+			}
 		}
 		if p.probe != nil {
 			due.Reset(time.Until(p.probe.next()))
@@ -111,10 +116,29 @@ func (p *paths) current(peer *routing.Peer) *routing.Peer {
 	return peer
 }
 
-// expire forgets what the kernel said long ago: larger packets are tried again.
-func (p *paths) expire(known map[*routing.State]time.Time, now time.Time) {
-	for state, since := range known {
-		if now.Sub(since) < pathExpires {
+// knownPath is a path of which the kernel was asked.
+type knownPath struct {
+	peer  *routing.Peer
+	asked time.Time // for a packet that did not fit
+}
+
+// asked looks up the path of a packet that did not fit.
+func (p *paths) asked(peer *routing.Peer, known map[*routing.State]*knownPath) {
+	now := time.Now()
+	if k := known[peer.State()]; k != nil && now.Sub(k.asked) < pathPause {
+		return
+	}
+	known[peer.State()] = &knownPath{peer, now}
+	if err := p.learn(peer); err != nil {
+		p.log.Warn("cannot learn the path MTU", "peer", peer.Name, "err", err)
+	}
+}
+
+// refresh looks up again what was asked for, and forgets what was asked for long ago: larger packets are tried again.
+func (p *paths) refresh(known map[*routing.State]*knownPath, now time.Time) {
+	for state, k := range known {
+		if now.Sub(k.asked) < pathExpires {
+			_ = p.learn(p.current(k.peer)) // a packet that does not fit will tell what is wrong
 			continue
 		}
 		if _, hole := state.Path.MTU(); !hole {
@@ -124,21 +148,19 @@ func (p *paths) expire(known map[*routing.State]time.Time, now time.Time) {
 	}
 }
 
-func (p *paths) learn(peer *routing.Peer, known map[*routing.State]time.Time) {
-	known[peer.State()] = time.Now()
+// learn asks the kernel.
+func (p *paths) learn(peer *routing.Peer) error {
 	mtu, err := p.mtu(peer.Endpoint.Addr())
 	if err != nil {
-		p.log.Warn("cannot learn the path MTU", "peer", peer.Name, "err", err)
-		return
+		return err
 	}
 	before, hole := peer.State().Path.MTU()
-	if hole && before <= mtu {
-		return // what was found out is narrower than what the kernel knows
+	if hole && before <= mtu || before == mtu {
+		return nil // what was found out is narrower than what the kernel knows
 	}
-	if before != mtu {
-		p.log.Info("path MTU", "peer", peer.Name, "bytes", mtu)
-		peer.State().Path.SetMTU(mtu)
-	}
+	p.log.Info("path MTU", "peer", peer.Name, "bytes", mtu)
+	peer.State().Path.SetMTU(mtu)
+	return nil
 }
 
 // fits reports whether the datagrams of p can reach the peer: all do that may be cut on the way. Of those that nobody may cut, and

@@ -43,6 +43,12 @@ func TestPathsAreLearnedAndForgotten(t *testing.T) {
 		time.Sleep(pathPause)
 		tn.paths.ask(peer)
 		want("asked again", 1300)
+		answer = 1500
+		time.Sleep(pathRefresh)
+		want("the route changed", 1500)
+		answer = 1300
+		time.Sleep(pathRefresh)
+		want("the route changed back", 1300)
 		time.Sleep(pathExpires + 2*time.Minute)
 		want("expired", 0)
 		tn.paths.ask(peer)

@@ -204,6 +204,9 @@ func (x *receiver) finish(p *Packet, outerTOS uint8, segment int) encap.Reason {
 	if h.Kind != encap.KindIPv4 && h.Kind != encap.KindIPv6 {
 		return encap.None // a frame without a congestion mark (include/net/inet_ecn.h, IP_ECN_decapsulate)
 	}
+	if encap.OddECN(outerTOS, h.TOS) {
+		x.count.oddECN.Add(uint64(p.Count))
+	}
 	ecn, ok := encap.DecapECN(outerTOS, h.TOS)
 	if !ok {
 		return encap.IPTunnelECN

@@ -118,7 +118,7 @@ func TestPathTurnsIntoABlackHole(t *testing.T) {
 			d := p.blackHole("tun", local, remote, v6)
 			done := make(chan error, 1)
 			go func() {
-				_, err := traffic.TCP(context.WithoutCancel(t.Context()), p.a, p.b, overlayB[0], 6*time.Second)
+				_, err := traffic.TCP(context.WithoutCancel(t.Context()), p.a, p.b, overlayB[0], 5*time.Second)
 				done <- err
 			}()
 			var last int64
@@ -131,7 +131,7 @@ func TestPathTurnsIntoABlackHole(t *testing.T) {
 					running = false
 				case <-time.After(20 * time.Millisecond):
 				}
-				if !narrowed && time.Since(begin) > 2*time.Second {
+				if !narrowed && time.Since(begin) > 1500*time.Millisecond {
 					must(t, r.SetMTU("eth1", 1400))
 					moved, narrowed = time.Now(), true
 				}

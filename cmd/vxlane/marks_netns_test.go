@@ -196,6 +196,9 @@ tunnels:
 					}
 				}
 				d.awaitReason("ip_tunnel_ecn", drops)
+				if n := d.stats().Decap.OddECN; n != 2*5 {
+					t.Errorf("%d packets were found odd, want %d", n, 2*5)
+				}
 				d.stop()
 			})
 		}

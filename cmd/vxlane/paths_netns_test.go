@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/bench/lab"
+	"github.com/vxlane/vxlane/bench/traffic"
 )
 
 // A narrow hop on the underlay, of which neither end knows at first:
@@ -88,6 +89,40 @@ tunnels:
 			})
 		}
 	}
+}
+
+// A route that gets another MTU changes what fits, without a packet that does not.
+func TestPathMTUFollowsRoutes(t *testing.T) {
+	p, local, remote := narrow(t, false, 1430)
+	d := p.start(p.a, "--config", p.write("routes.yaml", fmt.Sprintf(`version: 1
+tunnels:
+  - device: {addresses: [10.99.0.1/24]}
+    underlay: {local: %q, df: set}
+    peers: [{name: b, endpoint: %q, allowed_ips: [10.99.0.2]}]
+`, local, remote)))
+	await := func(mtu int) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+			peers, err := d.client.Peers(t.Context())
+			must(t, err)
+			if peers.Peers[0].Path.MTU == mtu {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("path %+v, want %d", peers.Peers[0].Path, mtu)
+			}
+		}
+	}
+	p.ping(p.a, overlayB[0], 56)
+	_, _ = traffic.Ping(p.a, overlayB[0], 1400, 100*time.Millisecond)
+	_, _ = traffic.Ping(p.a, overlayB[0], 1400, 100*time.Millisecond)
+	await(1400)
+	p.exec(p.a, "ip", "route", "change", "172.31.0.0/24", "via", "172.30.0.254", "mtu", "1300")
+	p.exec(p.a, "ip", "route", "flush", "cache")
+	await(1300)
+	p.exec(p.a, "ip", "route", "change", "172.31.0.0/24", "via", "172.30.0.254")
+	await(1500)
+	d.stop()
 }
 
 // The same for machines behind a bridge, and for the host that the bridge is on: the error reaches who sent the packet (the kernel's

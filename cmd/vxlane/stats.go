@@ -79,6 +79,9 @@ func printReasons(w io.Writer, s control.Stats) error {
 	for _, word := range slices.Sorted(maps.Keys(s.Decap.Suspects)) {
 		p.line("%d received packets were let pass that a source check would drop if it enforced: %s", s.Decap.Suspects[word], word)
 	}
+	if s.Decap.OddECN > 0 {
+		p.line("%d received packets had ECN fields that no sender should make (RFC 6040 section 4.2)", s.Decap.OddECN)
+	}
 	for _, word := range slices.Sorted(maps.Keys(s.Encap.CopiesDropped)) {
 		p.line("%d copies of flooded frames were not sent: %s", s.Encap.CopiesDropped[word], word)
 	}
