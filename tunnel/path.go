@@ -166,12 +166,12 @@ func (p *paths) learn(peer *routing.Peer) error {
 // fits reports whether the datagrams of p can reach the peer: all do that may be cut on the way. Of those that nobody may cut, and
 // that are larger than any that is known to have arrived, it is being found out.
 func (t *Tunnel) fits(peer *routing.Peer, p *Packet) bool {
-	path, size := &peer.State().Path, t.overhead+p.longest()
-	if size <= path.Proven() {
-		return true
-	}
 	whole := t.staysWhole(p)
 	if !whole && t.cfg.Local.Is4() {
+		return true
+	}
+	path, size := &peer.State().Path, t.overhead+p.longest()
+	if size <= path.Proven() {
 		return true
 	}
 	t.paths.want(peer, size)

@@ -21,11 +21,11 @@ The packet is one of
   hex                   the bytes of an IP packet, of an Ethernet frame, or of a datagram's payload
   FILE:N                packet N, counted from 1, of a pcap or pcapng file
 
-Where the tunnel carries frames (device.mode: tap), a frame is made of a bare packet: for the station that --mac names, or that
-the configuration gives the address.
-
 It is taken as a packet that this host sends (encap). With --from, it is taken as one that arrives from the peer with that
-underlay address (decap). A captured datagram of the tunnel says for itself which of the two it is.`
+underlay address (decap). A captured datagram of the tunnel says for itself which of the two it is.
+
+Where the tunnel carries frames (device.mode: tap), a frame is made of a bare packet: for the station that --mac names, or that
+the configuration gives the address.`
 
 const traceExample = `  vxlane trace udp 10.99.0.1:40000 10.99.0.2:53
   vxlane trace --from 172.30.0.2 tcp 10.99.0.2:443 10.99.0.1:50000

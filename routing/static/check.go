@@ -76,7 +76,7 @@ func (d *document) checkGroup(t *Tunnel, key string) {
 	case t.FDB.Flood.None():
 		d.fail(key, "%s: flood: none says that nobody gets such frames: take one of the two out", g)
 	case t.FDB.Learning && len(t.Peers) == 0 && t.Underlay.SourceCheck.Outer == CheckEnforce:
-		d.fail(key, "%s: there are no peers, and source_check.outer accepts frames from nobody else: list the peers, or set source_check: {outer: false} to learn from every VTEP in the group", g)
+		d.fail(key, "%s: there are no peers, and source_check.outer accepts frames from nobody else: list the peers, or set underlay.source_check: {outer: false} to learn from every VTEP in the group", g)
 	}
 }
 
