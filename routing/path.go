@@ -53,16 +53,29 @@ func (p *Path) Proven() int { return int(p.proven.Load()) }
 // Prove notes that a packet of a size reaches the peer.
 func (p *Path) Prove(bytes int) { p.proven.Store(uint32(bytes)) }
 
-// Wanted returns the largest size since Unprove that was sent without being proven.
-func (p *Path) Wanted() int { return int(p.wanted.Load()) }
-
-// Want notes such a size.
-func (p *Path) Want(bytes int) { p.wanted.Store(uint32(bytes)) }
+// Want notes that a packet of a size was sent that is not proven, and reports whether it is the largest such since Unprove.
+func (p *Path) Want(bytes int) bool {
+	for {
+		before := p.wanted.Load()
+		if uint32(bytes) <= before {
+			return false
+		}
+		if p.wanted.CompareAndSwap(before, uint32(bytes)) {
+			return true
+		}
+	}
+}
 
 // Unprove forgets what was proven and wanted.
 func (p *Path) Unprove() {
 	p.proven.Store(0)
 	p.wanted.Store(0)
+}
+
+// Reset forgets everything: the peer is somewhere else.
+func (p *Path) Reset() {
+	p.SetMTU(0)
+	p.SetEcho(EchoUnknown)
 }
 
 // Echo returns whether the peer answers echo requests.

@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -13,7 +12,7 @@ import (
 type Echo interface {
 	// Send sends a request in one IP packet of so many bytes, which no router may fragment.
 	Send(to netip.Addr, bytes int) error
-	// Answers tells of answers, until the Echo is closed.
+	// Answers tells of answers.
 	Answers() <-chan EchoAnswer
 }
 
@@ -28,12 +27,11 @@ type EchoAnswer struct {
 // a peer that are larger than what is known to arrive, it asks the peer's address for an answer of that size; when there is none, but
 // one to a small request, it searches for the largest size that is answered (as RFC 8899 does). One goroutine may use it.
 type prober struct {
-	echo  Echo
-	mtu   func(netip.Addr) (int, error) // of the kernel
-	log   *slog.Logger
-	floor int // bytes that every path is taken to carry
-	limit bucket
-	paths map[*routing.State]*pathProbe
+	echo   Echo
+	kernel *paths // what the kernel knows
+	floor  int    // bytes that every path is taken to carry
+	limit  bucket
+	paths  map[*routing.State]*pathProbe
 }
 
 const (
@@ -41,7 +39,7 @@ const (
 	probeTries    = 3
 	probePatience = 200 * time.Millisecond // for an answer, as long as the round trip is not known
 	minPatience   = 50 * time.Millisecond
-	probeLarger   = 10 * time.Second // between tries whether a black hole is gone
+	probeLarger   = 10 * time.Second // between tries whether a black hole is gone, or takes more
 	probeSilent   = 30 * time.Second // between tries where nothing is answered
 	searchRounds  = 4
 	searchSizes   = 15
@@ -60,8 +58,9 @@ var plateaus = []int{1006, 1280, 1360, 1380, 1400, 1412, 1420, 1430, 1438, 1442,
 type phase int
 
 const (
-	resting   phase = iota // until due, nothing is asked; then traffic may bring it up again
-	idle                   // until traffic brings it up; at due it is forgotten
+	idle      phase = iota // until traffic brings it up; at due it is forgotten
+	resting                // until due, what was found out stands; only a larger packet brings it up
+	silent                 // until due, nobody is asked
 	checking               // of size
 	searching              // between low and high
 )
@@ -74,17 +73,19 @@ type pathProbe struct {
 	trip   time.Duration // smoothed round trip; 0 when not known
 	heard  bool          // of any size, since the check began
 	late   bool          // this process had no time to hear, and waits once more
-	size   int           // checking: that is in question
+	want   int           // the largest size that packets had since the last rest
+	size   int           // that is in question, or was last
 	tries  int           // checking
-	larger time.Time     // when larger ones than a black hole takes are tried again
+	full   int           // the size at which a black hole was found
+	larger time.Time     // when more than a black hole takes is tried again
 
 	low, high int   // searching: the largest that is answered, the smallest that is not
 	asked     []int // searching: sizes of this round that were not answered yet
 	rounds    int
 }
 
-func newProber(echo Echo, mtu func(netip.Addr) (int, error), six bool, log *slog.Logger) *prober {
-	p := &prober{echo: echo, mtu: mtu, log: log, floor: floor4, paths: make(map[*routing.State]*pathProbe)}
+func newProber(echo Echo, kernel *paths, six bool) *prober {
+	p := &prober{echo: echo, kernel: kernel, floor: floor4, paths: make(map[*routing.State]*pathProbe)}
 	if six {
 		p.floor = floor6
 	}
@@ -102,37 +103,34 @@ func (p *prober) next() time.Time {
 	return at
 }
 
-// want begins to find out whether packets of the size that a peer's path is wanted for arrive, unless that is going on.
-func (p *prober) want(peer *routing.Peer, now time.Time) {
+// want has it found out whether packets of a size reach a peer, unless that is going on, or was just found out.
+func (p *prober) want(peer *routing.Peer, size int, now time.Time) {
 	q := p.paths[peer.State()]
-	switch {
-	case q == nil || q.peer.Endpoint.Addr() != peer.Endpoint.Addr():
-		q = &pathProbe{phase: idle}
+	if q == nil {
+		q = &pathProbe{peer: peer}
 		p.paths[peer.State()] = q
-	case q.phase != idle:
-		return
 	}
-	q.peer = peer
-	p.begin(q, now)
+	q.want = max(q.want, size)
+	mtu, hole := peer.State().Path.MTU()
+	if q.phase == idle || q.phase == resting && size > q.size && !(hole && size > mtu) {
+		p.begin(q, now)
+	}
 }
 
 // begin starts a check: of what goes onto the wire, where this host cuts what the kernel knows not to fit, and of what a black hole
-// takes, but now and then of more.
+// takes, but now and then of what it did not.
 func (p *prober) begin(q *pathProbe, now time.Time) {
-	path := &q.peer.State().Path
-	q.size = path.Wanted()
-	if known, err := p.mtu(q.peer.Endpoint.Addr()); err == nil {
-		q.size = min(q.size, known)
-	}
-	if mtu, hole := path.MTU(); hole && q.size > mtu {
-		if now.Before(q.larger) {
-			q.size = mtu
-		} else {
-			q.larger = now.Add(probeLarger)
+	q.size = q.want
+	if mtu, hole := q.peer.State().Path.MTU(); hole {
+		if q.size = min(q.size, mtu); !now.Before(q.larger) {
+			q.size, q.larger = max(q.want, q.full), now.Add(probeLarger)
 		}
 	}
+	if known, err := p.kernel.mtu(q.peer.Endpoint.Addr()); err == nil {
+		q.size = min(q.size, known)
+	}
 	if q.size <= p.floor {
-		q.rest(now, probeAgain)
+		q.rest(resting, now, probeAgain)
 		return
 	}
 	q.phase, q.tries, q.heard = checking, 0, false
@@ -155,7 +153,7 @@ func (p *prober) try(q *pathProbe, now time.Time) {
 
 func (p *prober) send(q *pathProbe, bytes int) {
 	if err := p.echo.Send(q.peer.Endpoint.Addr(), bytes); err != nil {
-		p.log.Debug("cannot send an echo request", "peer", q.peer.Name, "bytes", bytes, "err", err)
+		p.kernel.log.Debug("cannot send an echo request", "peer", q.peer.Name, "bytes", bytes, "err", err)
 	}
 }
 
@@ -168,14 +166,23 @@ func (q *pathProbe) patience() time.Duration {
 }
 
 // rest lets a path be for a while.
-func (q *pathProbe) rest(now time.Time, pause time.Duration) {
-	q.phase, q.due = resting, now.Add(pause)
+func (q *pathProbe) rest(as phase, now time.Time, pause time.Duration) {
+	q.phase, q.due = as, now.Add(pause)
+}
+
+// gone drops what is being found out about a path that its peer has no more, and reports whether it did.
+func (p *prober) gone(q *pathProbe) bool {
+	if now := p.kernel.current(q.peer); now.Endpoint.Addr() != q.peer.Endpoint.Addr() {
+		delete(p.paths, q.peer.State())
+		return true
+	}
+	return false
 }
 
 // answered takes in an answer.
 func (p *prober) answered(a EchoAnswer, now time.Time) {
 	for _, q := range p.paths {
-		if q.peer.Endpoint.Addr() != a.From {
+		if q.peer.Endpoint.Addr() != a.From || p.gone(q) {
 			continue
 		}
 		q.heard = true
@@ -201,12 +208,15 @@ func (p *prober) answered(a EchoAnswer, now time.Time) {
 // proven ends a check: packets of the size arrive.
 func (p *prober) proven(q *pathProbe, now time.Time) {
 	path := &q.peer.State().Path
-	if mtu, hole := path.MTU(); hole && q.size > mtu {
-		p.log.Info("the black hole is gone", "peer", q.peer.Name, "bytes", q.size)
+	if mtu, hole := path.MTU(); mtu > 0 && q.size > mtu {
+		if hole {
+			p.kernel.log.Info("the black hole is gone", "peer", q.peer.Name, "bytes", q.size)
+		}
 		path.SetMTU(0)
+		q.full = 0
 	}
 	path.Prove(q.size)
-	q.rest(now, probeAgain)
+	q.rest(resting, now, probeAgain)
 }
 
 // tick does what is due.
@@ -214,7 +224,7 @@ func (p *prober) tick(now time.Time) {
 	for state, q := range p.paths {
 		late := now.Sub(q.due)
 		switch {
-		case late < 0:
+		case late < 0 || p.gone(q):
 		case (q.phase == checking || q.phase == searching) && late > minPatience/2 && !q.late:
 			q.late, q.due = true, now.Add(minPatience)
 		case q.phase == checking && q.tries < probeTries:
@@ -223,15 +233,16 @@ func (p *prober) tick(now time.Time) {
 			p.unanswered(q, now)
 		case q.phase == searching:
 			p.narrow(q, now)
-		case q.phase == resting:
-			state.Path.Unprove() // and the next packet asks again
-			q.phase, q.due = idle, now.Add(pathExpires)
 		case q.phase == idle:
 			if _, hole := state.Path.MTU(); hole {
 				state.Path.SetMTU(0)
 			}
 			state.Path.SetEcho(routing.EchoUnknown)
 			delete(p.paths, state)
+		default:
+			state.Path.Unprove() // and the next packet asks again
+			q.want = 0
+			q.rest(idle, now, pathExpires)
 		}
 	}
 }
@@ -240,26 +251,29 @@ func (p *prober) tick(now time.Time) {
 func (p *prober) unanswered(q *pathProbe, now time.Time) {
 	path := &q.peer.State().Path
 	mtu, hole := path.MTU()
-	known, err := p.mtu(q.peer.Endpoint.Addr())
+	known, err := p.kernel.mtu(q.peer.Endpoint.Addr())
 	switch {
 	case !q.heard:
 		if path.Echo() != routing.EchoSilent {
-			p.log.Info("no answer to ICMP echo requests: a black hole on the path would not be found", "peer", q.peer.Name, "address", q.peer.Endpoint.Addr())
+			p.kernel.log.Info("no answer to ICMP echo requests: a black hole on the path would not be found", "peer", q.peer.Name, "address", q.peer.Endpoint.Addr())
 		}
 		path.SetEcho(routing.EchoSilent)
 		q.trip = 0
-		q.rest(now, probeSilent)
+		q.rest(silent, now, probeSilent)
 	case err == nil && known < q.size: // the request itself has brought the ICMP error
-		if !hole {
-			path.SetMTU(known)
-		}
-		q.rest(now, 0)
-	case hole && q.size > mtu: // still there
-		q.rest(now, 0)
+		p.kernel.asked(q.peer)
+		q.rest(resting, now, 0)
+	case hole && q.size > mtu: // it may take more than before
+		p.search(q, mtu, now)
 	default:
-		q.phase, q.low, q.high, q.rounds, q.asked = searching, p.floor, q.size, 0, nil
-		p.round(q, now)
+		p.search(q, p.floor, now)
 	}
+}
+
+// search begins to look for the largest size that arrives: low does.
+func (p *prober) search(q *pathProbe, low int, now time.Time) {
+	q.phase, q.low, q.high, q.rounds, q.asked = searching, low, q.size, 0, nil
+	p.round(q, now)
 }
 
 // narrow takes in a round's answers, and the lack of them, and goes on where the largest size that arrives is not known well yet.
@@ -273,37 +287,47 @@ func (p *prober) narrow(q *pathProbe, now time.Time) {
 		p.round(q, now)
 		return
 	}
-	p.log.Warn("black hole: larger packets vanish on the path, and no ICMP error tells of it", "peer", q.peer.Name, "address", q.peer.Endpoint.Addr(), "bytes", q.low)
-	q.peer.State().Path.SetBlackHole(q.low)
+	path := &q.peer.State().Path
+	if mtu, hole := path.MTU(); !hole || mtu != q.low {
+		p.kernel.log.Warn("black hole: larger packets vanish on the path, and no ICMP error tells of it", "peer", q.peer.Name, "address", q.peer.Endpoint.Addr(), "bytes", q.low)
+		path.SetBlackHole(q.low)
+	}
+	q.full = max(q.full, q.size)
 	q.larger = now.Add(probeLarger)
-	q.rest(now, probeAgain)
+	q.rest(resting, now, probeAgain)
 }
 
 // round asks for sizes between low and high: first for those that are likely, then for some all over.
 func (p *prober) round(q *pathProbe, now time.Time) {
-	if !p.limit.takeN(now, searchSizes, probesPerSecond, probesPerSecond) {
+	sizes := q.sizes()
+	if !p.limit.takeN(now, len(sizes), probesPerSecond, probesPerSecond) {
 		q.due = now.Add(minPatience)
 		return
 	}
-	q.asked = q.asked[:0]
-	if q.rounds == 0 {
-		q.asked = append(q.asked, q.size) // once more: it may have been lost
-		for _, n := range plateaus {
-			if n > q.low && n < q.high {
-				q.asked = append(q.asked, n)
-			}
-		}
-	}
-	if q.rounds > 0 || len(q.asked) == 1 {
-		for i := 1; i <= searchSizes; i++ {
-			if n := q.low + (q.high-q.low)*i/(searchSizes+1); n > q.low && !slices.Contains(q.asked, n) {
-				q.asked = append(q.asked, n)
-			}
-		}
-	}
-	q.rounds, q.late = q.rounds+1, false
-	for _, n := range slices.Clone(q.asked) {
+	q.asked, q.late = sizes, false
+	q.rounds++
+	for _, n := range slices.Clone(sizes) {
 		p.send(q, n)
 	}
 	q.due = now.Add(q.patience())
+}
+
+// sizes returns what a round asks for.
+func (q *pathProbe) sizes() (sizes []int) {
+	if q.rounds == 0 {
+		sizes = append(sizes, q.size) // once more: it may have been lost
+		for _, n := range plateaus {
+			if n > q.low && n < q.high {
+				sizes = append(sizes, n)
+			}
+		}
+	}
+	if q.rounds > 0 || len(sizes) == 1 {
+		for i := 1; i <= searchSizes; i++ {
+			if n := q.low + (q.high-q.low)*i/(searchSizes+1); n > q.low && !slices.Contains(sizes, n) {
+				sizes = append(sizes, n)
+			}
+		}
+	}
+	return sizes
 }

@@ -39,7 +39,12 @@ func (w *pathway) Send(to netip.Addr, bytes int) error {
 	if bytes > int(w.carries.Load()) || w.rng.Float64() < w.loss {
 		return nil
 	}
-	time.AfterFunc(w.trip, func() { w.answers <- EchoAnswer{From: to, Bytes: bytes, RoundTrip: w.trip} })
+	time.AfterFunc(w.trip, func() {
+		select {
+		case w.answers <- EchoAnswer{From: to, Bytes: bytes, RoundTrip: w.trip}:
+		default: // as ICMPEcho
+		}
+	})
 	return nil
 }
 
@@ -49,7 +54,7 @@ func (w *pathway) Answers() <-chan EchoAnswer { return w.answers }
 // as long as a function runs.
 func probing(t *testing.T, w *pathway, kernel *atomic.Int64, f func(tn *Tunnel, path *routing.Path, send func(bytes int) bool)) {
 	synctest.Test(t, func(t *testing.T) {
-		w.rng, w.answers = rand.New(rand.NewPCG(1, 2)), make(chan EchoAnswer, 64)
+		w.rng, w.answers = rand.New(rand.NewPCG(1, 2)), make(chan EchoAnswer, 2*probesPerSecond)
 		tn := bridged(t, FDBConfig{})
 		tn.cfg.DF, tn.cfg.Echo, tn.cfg.PathMTU = DFSet, w, func(netip.Addr) (int, error) { return int(kernel.Load()), nil }
 		tn.paths = newPaths(&tn.cfg, tn.table, slog.New(slog.DiscardHandler))
@@ -134,6 +139,108 @@ func TestBlackHoleChanges(t *testing.T) {
 	})
 }
 
+// A large packet now and then is enough, whatever else flows; and what flows is enough to find out that the black hole is gone, or takes
+// more than it did.
+func TestBlackHoleBesideOtherTraffic(t *testing.T) {
+	var kernel atomic.Int64
+	kernel.Store(1500)
+	w := carrying(1450, time.Millisecond, 0)
+	probing(t, w, &kernel, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
+		second := func(others, large int) { // a second of traffic
+			send(large)
+			for range 100 {
+				send(others)
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+		state := func(what string, least, most int, hole bool) {
+			t.Helper()
+			if mtu, is := path.MTU(); mtu < least || mtu > most || is != hole {
+				t.Errorf("%s: MTU %d (%v), want %d to %d (%v)", what, mtu, is, least, most, hole)
+			}
+		}
+		for range 3 {
+			second(1400, 1500)
+		}
+		state("a retransmission a second", 1438, 1450, true)
+		w.carries.Store(1300)
+		for range 3 {
+			second(1400, 1400)
+		}
+		state("narrower", 1288, 1300, true)
+		w.carries.Store(1420)
+		for range 2 * probeLarger / time.Second {
+			second(1290, 1290)
+		}
+		state("wider", 1408, 1420, true)
+		w.carries.Store(1500)
+		for range 2 * probeLarger / time.Second {
+			second(1290, 1290)
+		}
+		state("gone", 0, 0, false)
+	})
+}
+
+// A peer that moves while its path is looked at is not held to what is found on the old one.
+func TestPeerMovesDuringASearch(t *testing.T) {
+	var kernel atomic.Int64
+	kernel.Store(1500)
+	w := carrying(1400, time.Millisecond, 0)
+	probing(t, w, &kernel, func(tn *Tunnel, path *routing.Path, send func(int) bool) {
+		send(1500)
+		time.Sleep(200 * time.Millisecond)
+		peers := bridgePeers("hb", "hc", "hd")
+		peers[0].Endpoint = netip.MustParseAddrPort("172.30.0.200:8472")
+		if _, err := tn.SetPeers(peers); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
+		if mtu, _ := path.MTU(); mtu != 0 || path.Echo() != routing.EchoUnknown {
+			t.Errorf("MTU %d, echo %s", mtu, path.Echo())
+		}
+	})
+}
+
+// Many peers behind one narrow hop are found out about together.
+func TestManyBlackHoles(t *testing.T) {
+	var kernel atomic.Int64
+	kernel.Store(1500)
+	w := carrying(1450, 100*time.Microsecond, 0)
+	probing(t, w, &kernel, func(tn *Tunnel, _ *routing.Path, _ func(int) bool) {
+		var peers []routing.Peer
+		for i := range 40 {
+			at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 30, 1, byte(i)}), 8472)
+			peers = append(peers, routing.Peer{Name: at.String(), Endpoint: at})
+		}
+		if _, err := tn.SetPeers(peers); err != nil {
+			t.Fatal(err)
+		}
+		for range 100 {
+			for _, p := range tn.table.Load().Peers() {
+				tn.fits(p, &Packet{Data: make([]byte, 1500-tn.overhead), Count: 1})
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		for _, p := range tn.table.Load().Peers() {
+			if mtu, hole := p.State().Path.MTU(); !hole || mtu < 1442 || mtu > 1450 {
+				t.Errorf("%s: %d, %v", p.Name, mtu, hole)
+			}
+		}
+	})
+}
+
+// Looking at the path costs a packet no allocation.
+func TestFitsDoesNotAllocate(t *testing.T) {
+	var kernel atomic.Int64
+	kernel.Store(1500)
+	probing(t, carrying(1500, time.Millisecond, 0), &kernel, func(tn *Tunnel, _ *routing.Path, _ func(int) bool) {
+		peer, packet := tn.table.Load().LookupName("hb"), &Packet{Data: make([]byte, 1400), Count: 1}
+		if n := testing.AllocsPerRun(100, func() { tn.fits(peer, packet) }); n != 0 {
+			t.Errorf("%v allocations", n)
+		}
+	})
+}
+
 // Loss is no black hole.
 func TestLossyPath(t *testing.T) {
 	var kernel atomic.Int64
@@ -184,6 +291,12 @@ func TestKernelKnows(t *testing.T) {
 		stream(send, 1500, time.Minute)
 		if mtu, hole := path.MTU(); mtu != 1400 || hole {
 			t.Errorf("%d, %v", mtu, hole)
+		}
+		kernel.Store(1500)
+		w.carries.Store(1500)
+		time.Sleep(2 * pathRefresh)
+		if mtu, _ := path.MTU(); mtu != 1500 {
+			t.Errorf("the kernel has forgotten it, and the MTU is still %d", mtu)
 		}
 	})
 }

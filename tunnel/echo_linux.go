@@ -31,13 +31,14 @@ type ICMPEcho struct {
 const (
 	echoCookieLen = 8 + 8 // the cookie, and when it was sent
 	echoHeaderLen = 8
+	echoRoom      = 4096 // of a receive buffer, for an answer
 	// icmpFilter is ICMP_FILTER (include/uapi/linux/icmp.h): which types a raw socket does not want, a bit each.
 	icmpFilter = 1
 )
 
 // OpenEcho opens a socket at an underlay address.
 func OpenEcho(local netip.Addr) (*ICMPEcho, error) {
-	e := &ICMPEcho{raw: true, four: local.Is4(), started: time.Now(), answers: make(chan EchoAnswer, pathsWaiting)}
+	e := &ICMPEcho{raw: true, four: local.Is4(), started: time.Now(), answers: make(chan EchoAnswer, 2*probesPerSecond)}
 	var id [2]byte
 	_, _ = rand.Read(id[:]) // crypto/rand: it never fails
 	_, _ = rand.Read(e.cookie[:])
@@ -76,6 +77,9 @@ func (e *ICMPEcho) socket(kind int) (int, error) {
 func (e *ICMPEcho) prepare(fd int, local netip.Addr) error {
 	if err := unix.Bind(fd, sockaddr(local, 0)); err != nil {
 		return fmt.Errorf("bind: %w", err)
+	}
+	if err := setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, probesPerSecond*echoRoom); err != nil {
+		return err
 	}
 	if e.four {
 		if err := options4.discover.set(fd, unix.IP_PMTUDISC_PROBE); err != nil || !e.raw {
@@ -152,7 +156,7 @@ func (e *ICMPEcho) listen() {
 		if a, ok := e.parse(buf[:n], from); ok {
 			select {
 			case e.answers <- a:
-			default: // nobody listens yet, or any more
+			default: // nobody listens any more
 			}
 		}
 	}

@@ -19,7 +19,20 @@ type paths struct {
 	table *routing.Table
 	log   *slog.Logger
 	asks  chan *routing.Peer // a datagram was refused as too big
-	wants chan *routing.Peer // a datagram went of which nobody knows whether it arrives
+	wants chan wish
+	known map[*routing.State]*knownPath // of whom the kernel was asked; run's alone
+}
+
+// wish is a datagram that was sent of which nobody knows whether it arrives.
+type wish struct {
+	peer *routing.Peer
+	size int // of the IP packet, in bytes
+}
+
+// knownPath is a path of which the kernel was asked.
+type knownPath struct {
+	peer  *routing.Peer
+	asked time.Time // for a packet that did not fit
 }
 
 const (
@@ -37,9 +50,12 @@ const (
 )
 
 func newPaths(cfg *Config, table *routing.Table, log *slog.Logger) *paths {
-	p := &paths{mtu: cfg.PathMTU, table: table, log: log, asks: make(chan *routing.Peer, pathsWaiting), wants: make(chan *routing.Peer, pathsWaiting)}
+	p := &paths{
+		mtu: cfg.PathMTU, table: table, log: log, asks: make(chan *routing.Peer, pathsWaiting), wants: make(chan wish, pathsWaiting),
+		known: make(map[*routing.State]*knownPath),
+	}
 	if cfg.Echo != nil && cfg.PathMTU != nil {
-		p.probe = newProber(cfg.Echo, cfg.PathMTU, cfg.Local.Is6(), log)
+		p.probe = newProber(cfg.Echo, p, cfg.Local.Is6())
 	}
 	return p
 }
@@ -54,17 +70,17 @@ func (p *paths) ask(peer *routing.Peer) {
 
 // want has it found out whether packets of a size reach a peer. It never blocks.
 func (p *paths) want(peer *routing.Peer, size int) {
-	if p.probe == nil || size <= p.probe.floor {
+	if p.probe == nil || size <= p.probe.floor || peer.Endpoint.Addr().IsMulticast() {
 		return
 	}
 	path := &peer.State().Path
-	if path.Wanted() >= size || peer.Endpoint.Addr().IsMulticast() {
+	if !path.Want(size) {
 		return
 	}
 	select {
-	case p.wants <- peer:
-		path.Want(size)
+	case p.wants <- wish{peer, size}:
 	default:
+		path.Unprove()
 	}
 }
 
@@ -73,7 +89,6 @@ func (p *paths) run(ctx context.Context) {
 	if p.mtu == nil {
 		return
 	}
-	known := make(map[*routing.State]*knownPath)
 	ticker := time.NewTicker(pathRefresh)
 	ticker.Stop() // an idle tunnel sleeps
 	defer ticker.Stop()
@@ -84,26 +99,29 @@ func (p *paths) run(ctx context.Context) {
 	due := time.NewTimer(time.Hour)
 	defer due.Stop()
 	for {
+		before := len(p.known)
 		select {
 		case <-ctx.Done():
 			return
 		case peer := <-p.asks:
-			if p.asked(p.current(peer), known); len(known) == 1 {
-				ticker.Reset(pathRefresh)
-			}
-		case peer := <-p.wants:
-			p.probe.want(p.current(peer), time.Now())
+			p.asked(p.current(peer))
+		case w := <-p.wants:
+			p.probe.want(p.current(w.peer), w.size, time.Now())
 		case a := <-answers:
 			p.probe.answered(a, time.Now())
-		case now := <-due.C:
-			p.probe.tick(now)
-		case now := <-ticker.C:
-			if p.refresh(known, now); len(known) == 0 {
-				ticker.Stop()
-			}
+		case <-due.C: // which tells when it was due, not when it is
+			p.probe.tick(time.Now())
+		case <-ticker.C:
+			p.refresh(time.Now())
 		}
 		if p.probe != nil {
 			due.Reset(time.Until(p.probe.next()))
+		}
+		switch after := len(p.known); {
+		case before == 0 && after > 0:
+			ticker.Reset(pathRefresh)
+		case after == 0:
+			ticker.Stop()
 		}
 	}
 }
@@ -116,27 +134,21 @@ func (p *paths) current(peer *routing.Peer) *routing.Peer {
 	return peer
 }
 
-// knownPath is a path of which the kernel was asked.
-type knownPath struct {
-	peer  *routing.Peer
-	asked time.Time // for a packet that did not fit
-}
-
 // asked looks up the path of a packet that did not fit.
-func (p *paths) asked(peer *routing.Peer, known map[*routing.State]*knownPath) {
+func (p *paths) asked(peer *routing.Peer) {
 	now := time.Now()
-	if k := known[peer.State()]; k != nil && now.Sub(k.asked) < pathPause {
+	if k := p.known[peer.State()]; k != nil && now.Sub(k.asked) < pathPause {
 		return
 	}
-	known[peer.State()] = &knownPath{peer, now}
+	p.known[peer.State()] = &knownPath{peer, now}
 	if err := p.learn(peer); err != nil {
 		p.log.Warn("cannot learn the path MTU", "peer", peer.Name, "err", err)
 	}
 }
 
 // refresh looks up again what was asked for, and forgets what was asked for long ago: larger packets are tried again.
-func (p *paths) refresh(known map[*routing.State]*knownPath, now time.Time) {
-	for state, k := range known {
+func (p *paths) refresh(now time.Time) {
+	for state, k := range p.known {
 		if now.Sub(k.asked) < pathExpires {
 			_ = p.learn(p.current(k.peer)) // a packet that does not fit will tell what is wrong
 			continue
@@ -144,7 +156,7 @@ func (p *paths) refresh(known map[*routing.State]*knownPath, now time.Time) {
 		if _, hole := state.Path.MTU(); !hole {
 			state.Path.SetMTU(0)
 		}
-		delete(known, state)
+		delete(p.known, state)
 	}
 }
 
@@ -163,11 +175,10 @@ func (p *paths) learn(peer *routing.Peer) error {
 	return nil
 }
 
-// fits reports whether the datagrams of p can reach the peer: all do that may be cut on the way. Of those that nobody may cut, and
-// that are larger than any that is known to have arrived, it is being found out.
+// fits reports whether the datagrams of p can reach the peer: all do that routers may cut. Of those that nobody may cut, and that are
+// larger than any that is known to have arrived, it is being found out.
 func (t *Tunnel) fits(peer *routing.Peer, p *Packet) bool {
-	whole := t.staysWhole(p)
-	if !whole && t.cfg.Local.Is4() {
+	if t.cutOnTheWay(p) {
 		return true
 	}
 	path, size := &peer.State().Path, t.overhead+p.longest()
@@ -175,9 +186,17 @@ func (t *Tunnel) fits(peer *routing.Peer, p *Packet) bool {
 		return true
 	}
 	t.paths.want(peer, size)
+	return t.reaches(path, p, size)
+}
+
+// cutOnTheWay reports whether routers may fragment the datagrams of p.
+func (t *Tunnel) cutOnTheWay(p *Packet) bool { return t.cfg.Local.Is4() && !t.staysWhole(p) }
+
+// reaches reports whether datagrams of p, of the given size, reach a peer by what is known of the path. Over IPv6 this host cuts what
+// the kernel knows not to fit; what it does not know of, nobody cuts.
+func (t *Tunnel) reaches(path *routing.Path, p *Packet, size int) bool {
 	mtu, hole := path.MTU()
-	// Over IPv6 this host cuts what the kernel knows not to fit; what it does not know of, nobody cuts.
-	return mtu == 0 || size <= mtu || !whole && !hole
+	return mtu == 0 || size <= mtu || !hole && !t.staysWhole(p)
 }
 
 // staysWhole reports whether the datagrams of p must not be fragmented.

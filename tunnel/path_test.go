@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,8 +18,14 @@ import (
 func TestPathsAreLearnedAndForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tn := bridged(t, FDBConfig{})
-		answer, fail := 1400, error(nil)
-		tn.paths = newPaths(&Config{PathMTU: func(netip.Addr) (int, error) { return answer, fail }}, tn.table, slog.New(slog.DiscardHandler))
+		var answer, fail atomic.Int64 // fail: not 0
+		answer.Store(1400)
+		tn.paths = newPaths(&Config{PathMTU: func(netip.Addr) (int, error) {
+			if fail.Load() != 0 {
+				return 0, errors.New("no route")
+			}
+			return int(answer.Load()), nil
+		}}, tn.table, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		go tn.paths.run(ctx)
 		defer func() { cancel(); synctest.Wait() }()
@@ -32,21 +39,22 @@ func TestPathsAreLearnedAndForgotten(t *testing.T) {
 		}
 		tn.paths.ask(peer)
 		want("asked", 1400)
-		answer = 1200
+		answer.Store(1200)
 		tn.paths.ask(peer)
 		want("asked again at once", 1400)
 		time.Sleep(pathPause)
-		answer, fail = 1300, errors.New("no route")
+		answer.Store(1300)
+		fail.Store(1)
 		tn.paths.ask(peer)
 		want("not told", 1400)
-		fail = nil
+		fail.Store(0)
 		time.Sleep(pathPause)
 		tn.paths.ask(peer)
 		want("asked again", 1300)
-		answer = 1500
+		answer.Store(1500)
 		time.Sleep(pathRefresh)
 		want("the route changed", 1500)
-		answer = 1300
+		answer.Store(1300)
 		time.Sleep(pathRefresh)
 		want("the route changed back", 1300)
 		time.Sleep(pathExpires + 2*time.Minute)

@@ -67,9 +67,9 @@ func ownerOf(view View, a netip.Addr) *routing.Peer {
 	return peer
 }
 
-// routes reports whether there are networks behind a peer: it is a router, and must not be said to be none (RFC 4861 section 7.2.5:
+// isRouter reports whether there are networks behind a peer; it must not be said to be none (RFC 4861 section 7.2.5:
 // hosts would drop their default route).
-func routes(p *routing.Peer) bool {
+func isRouter(p *routing.Peer) bool {
 	return slices.ContainsFunc(p.AllowedIPs, func(prefix netip.Prefix) bool { return !prefix.IsSingleIP() })
 }
 
@@ -105,7 +105,7 @@ func answerND(view View, packet []byte) (answer []byte, link encap.Link, questio
 	}
 	reply := encap.ND{
 		Type: encap.NeighbourAdvertisement, Src: nd.Target, Dst: nd.Src, Target: nd.Target, LinkAddr: peer.MAC,
-		Router: routes(peer), Solicited: true, Override: true,
+		Router: isRouter(peer), Solicited: true, Override: true,
 	}
 	return reply.Append(nil), encap.Link{Dst: nd.LinkAddr, Src: peer.MAC}, true
 }

@@ -103,12 +103,12 @@ func (tr *tracer) flooded(p *Packet) {
 
 // passes reports whether a frame can reach a peer whole, where it must; else it concludes.
 func (tr *tracer) passes(peer *routing.Peer, p *Packet) bool {
-	mtu, hole := peer.State().Path.MTU()
-	if mtu == 0 {
+	path, size := &peer.State().Path, tr.t.overhead+p.longest()
+	mtu, _ := path.MTU()
+	if mtu == 0 || tr.t.cutOnTheWay(p) {
 		return true
 	}
-	size := tr.t.overhead + p.longest()
-	if size <= mtu || !tr.t.staysWhole(p) && !hole {
+	if tr.t.reaches(path, p, size) {
 		tr.step("path", "%d bytes with the outer headers; %d reach peer %s whole", size, mtu, peer.Name)
 		return true
 	}

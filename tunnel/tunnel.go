@@ -165,7 +165,7 @@ func (t *Tunnel) SetPeers(peers []routing.Peer) (routing.Change, error) {
 	change := t.neighbours.apply(snapshot)
 	for _, p := range snapshot.Peers() {
 		if old := before.LookupName(p.Name); old != nil && old.Endpoint != p.Endpoint {
-			p.State().Path.SetMTU(0) // it was that of another path
+			p.State().Path.Reset() // it was that of another path
 		}
 	}
 	if t.fdb != nil {

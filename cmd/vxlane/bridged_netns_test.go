@@ -153,6 +153,7 @@ func mustMAC(t *testing.T, s string) net.HardwareAddr {
 // The kernel's forwarding/vxlan_bridge_1d.sh: who gets what is for all, for nobody known, for a station that was added, and for one
 // that was learned, that was deleted, that aged and that moved.
 func TestBridgeFlooding(t *testing.T) {
+	t.Parallel()
 	for _, far := range []string{"kernel", "vxlane"} {
 		for _, v6 := range []bool{false, true} {
 			if far == "vxlane" && !v6 {
@@ -229,6 +230,7 @@ func TestBridgeFlooding(t *testing.T) {
 
 // A peer that nobody can reach, wherever it stands in the list, holds nothing back from the others.
 func TestFloodingPastAPeerThatIsNotThere(t *testing.T) {
+	t.Parallel()
 	n := newBridges(t, "kernel", false, "    fdb: {learning: true}\n")
 	src, err := n.vm["vm-a"].MAC("eth0")
 	must(t, err)
@@ -256,6 +258,7 @@ func TestFloodingPastAPeerThatIsNotThere(t *testing.T) {
 
 // With fdb.vlans a station is behind one peer in one VLAN and behind another in the next.
 func TestStationsByVLAN(t *testing.T) {
+	t.Parallel()
 	n := newBridges(t, "vxlane", false, "    fdb: {learning: true, vlans: true}\n")
 	m := mustMAC(t, "de:ad:be:ef:13:37")
 	src, err := n.vm["vm-a"].MAC("eth0")
@@ -290,6 +293,7 @@ func TestStationsByVLAN(t *testing.T) {
 // The kernel's test_bridge_neigh_suppress.sh: what the configuration knows is answered without a frame to the other side, which need
 // not even be there; a question to one station goes to it, and so does one of which nobody knows the answer.
 func TestBridgeSuppression(t *testing.T) {
+	t.Parallel()
 	n := newBridges(t, "kernel", false, "    fdb: {learning: true, suppress: true}\n")
 	b := n.vm["vm-b"]
 	mac, err := b.MAC("eth0")

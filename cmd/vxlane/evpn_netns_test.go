@@ -160,6 +160,7 @@ func (g *gateways) addL3VNI(leaf string, i int) {
 // The kernel's forwarding/vxlan_asymmetric.sh and vxlan_symmetric.sh: within a network and between networks, on one leaf and across,
 // routed at the ingress leaf, or at both through an L3 VNI.
 func TestEVPNRouting(t *testing.T) {
+	t.Parallel()
 	for _, far := range []string{"kernel", "vxlane"} {
 		for _, symmetric := range []bool{false, true} {
 			t.Run(far+map[bool]string{false: " asymmetric", true: " symmetric"}[symmetric], func(t *testing.T) {

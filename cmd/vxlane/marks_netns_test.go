@@ -56,6 +56,7 @@ var vlanTags = map[string][]byte{"untagged": nil, "in a VLAN": {0x81, 0, 0, 99},
 // What frames carry decides the outer header as it does for packets, tagged or not; what carries no IP inherits nothing (the kernel's
 // l2_tos_ttl_inherit.sh, and test_ttl, test_tos and test_ecn_encap of forwarding/vxlan_bridge_1d.sh and vxlan_bridge_1d_ipv6.sh).
 func TestOuterHeaderOfFrames(t *testing.T) {
+	t.Parallel()
 	for _, v6 := range []bool{false, true} {
 		for name, keys := range map[string]string{"inherit": "ttl: inherit, tos: inherit", "fixed": "ttl: 77, tos: 0x48"} {
 			t.Run(name+map[bool]string{false: " over IPv4", true: " over IPv6"}[v6], func(t *testing.T) {
@@ -137,6 +138,7 @@ func frameHeaders(t *testing.T, frames [][]byte, inner []byte) (out []outer) {
 // The full table of RFC 6040 on receipt, where the kernel's socket marks the outer header, over both families, for both, in both
 // modes: what the device gives is what the table says, the IPv4 header checksum is mended, and what must be dropped is counted.
 func TestECNOnTheWire(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"tun", "tap"} {
 		for _, v6 := range []bool{false, true} {
 			t.Run(mode+map[bool]string{false: " over IPv4", true: " over IPv6"}[v6], func(t *testing.T) {
@@ -258,6 +260,7 @@ func (p *pair) sendWithTOS(from *lab.Host, src, dst string, datagram []byte, tos
 // What comes with a wrong outer checksum, or over IPv6 with none that was not asked for, is dropped by the kernel and counted there; what
 // comes with none where that is allowed, or with a right one, is delivered (RFC 7348 section 5, RFC 6935 section 5, RFC 6936 section 4).
 func TestOuterChecksumsOnReceipt(t *testing.T) {
+	t.Parallel()
 	const right, wrong, none = "right", "wrong", "none"
 	for _, c := range []struct {
 		name, local, remote, keys string

@@ -60,6 +60,7 @@ func (o *openVSwitch) vsctl(args ...string) {
 
 // An implementation that is neither the kernel's nor ours, with and without outer checksums, over both families, in both modes.
 func TestOpenVSwitch(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, local, remote, length, options string
 	}{

@@ -93,6 +93,7 @@ tunnels:
 
 // A route that gets another MTU changes what fits, without a packet that does not.
 func TestPathMTUFollowsRoutes(t *testing.T) {
+	t.Parallel()
 	p, local, remote := narrow(t, false, 1430)
 	d := p.start(p.a, "--config", p.write("routes.yaml", fmt.Sprintf(`version: 1
 tunnels:
@@ -128,6 +129,7 @@ tunnels:
 // The same for machines behind a bridge, and for the host that the bridge is on: the error reaches who sent the packet (the kernel's
 // pmtu.sh, test_pmtu_ipvX_over_bridged_vxlanY_exception).
 func TestNarrowUnderlayOfABridge(t *testing.T) {
+	t.Parallel()
 	for _, v6 := range []bool{false, true} {
 		t.Run(map[bool]string{false: "IPv4", true: "IPv6"}[v6], func(t *testing.T) {
 			p, local, remote := narrow(t, v6, 1430, lab.Link{

@@ -15,6 +15,7 @@ import (
 // The underlay's address, its route and its device go away under a running tunnel and come back (reapply_config of the kernel's
 // forwarding/vxlan_bridge_1d.sh and vxlan_bridge_1d_ipv6.sh): nothing passes meanwhile, what is lost is counted, and then all is as before.
 func TestUnderlayComesBack(t *testing.T) {
+	t.Parallel()
 	for i, tier := range []string{"auto", "portable", "tunnel-gso"} {
 		for j, mode := range []string{"tun", "tap"} {
 			v6 := (i+j)%2 == 1

@@ -127,6 +127,7 @@ func TestSharedPort(t *testing.T) {
 
 // Both families and two ports in one process, at once (the kernel's test_vxlan_vnifiltering.sh): VNIs are told apart on each.
 func TestSharedPortsOfBothFamilies(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, wire{})
 	text, names := "version: 1\ntunnels:\n", []string{}
 	type end struct{ a, b netip.Addr }
@@ -161,6 +162,7 @@ func TestSharedPortsOfBothFamilies(t *testing.T) {
 // Two tunnels of one host that are each other's peer, at two addresses of it: frames go through the host's own stack, as with the
 // kernel's nolocalbypass (test_vxlan_nolocalbypass.sh), and arrive as they do with its bypass.
 func TestTunnelsOfOneHost(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, wire{})
 	text, at := "version: 1\ntunnels:\n", []string{"172.30.0.2", "172.30.0.9"} // both host b's
 	for i := range at {
