@@ -1,11 +1,12 @@
 package tunnel
 
 import (
-	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,8 @@ import (
 // tunnel's workers get what is theirs from the kernel. What is for no VNI goes to the first tunnel, which drops and counts it.
 // The zero value is ready for use.
 type SharedPort struct {
+	tunnels atomic.Pointer[map[encap.VNI]*Tunnel] // that run
+
 	mu      sync.Mutex
 	members []portMember // in the order in which the sockets joined the group, which is that of the kernel's indexes
 	groups  []netip.Addr // multicast groups that one of them receives from
@@ -27,7 +30,6 @@ type SharedPort struct {
 type portMember struct {
 	vni     encap.VNI
 	sockets []int
-	tunnel  *Tunnel // nil until it is there
 }
 
 // maxPortMembers is what a program has room for: BPF_MAXINSNS is 4096 (include/uapi/linux/bpf_common.h).
@@ -116,35 +118,36 @@ func (s *SharedPort) claimGroup(group netip.Addr) bool {
 	return true
 }
 
-// serve lets the tunnel that joined for vni take what others received for it.
-func (s *SharedPort) serve(t *Tunnel) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := range s.members {
-		if s.members[i].vni == t.cfg.VNI {
-			s.members[i].tunnel = t
-		}
-	}
+// enter lets a tunnel take what others received for it, until leave.
+func (s *SharedPort) enter(t *Tunnel) {
+	s.change(func(tunnels map[encap.VNI]*Tunnel) { tunnels[t.cfg.VNI] = t })
 }
 
-// deliver gives a datagram to the tunnel whose VNI it has, and reports whether there is one. The kernel joins datagrams of one outer
-// flow to a train without a look at their VNIs, and a train goes to one socket.
-func (s *SharedPort) deliver(d *Datagram, data []byte) bool {
-	if len(data) < encap.VXLANHeaderLen {
-		return false
-	}
-	vni := encap.VNI(binary.BigEndian.Uint32(data[4:]) >> 8)
+// leave ends that; when it returns, nothing is on its way to the tunnel's device any more.
+func (s *SharedPort) leave(t *Tunnel) {
+	s.change(func(tunnels map[encap.VNI]*Tunnel) { delete(tunnels, t.cfg.VNI) })
+	t.strays.close()
+}
+
+func (s *SharedPort) change(edit func(map[encap.VNI]*Tunnel)) {
 	s.mu.Lock()
-	var to *Tunnel
-	for _, m := range s.members {
-		if m.vni == vni {
-			to = m.tunnel
-		}
+	defer s.mu.Unlock()
+	next := make(map[encap.VNI]*Tunnel)
+	if now := s.tunnels.Load(); now != nil {
+		maps.Copy(next, *now)
 	}
-	s.mu.Unlock()
-	if to == nil {
+	edit(next)
+	s.tunnels.Store(&next)
+}
+
+// deliver gives a datagram to the tunnel whose VNI it has, unless that is own, and reports whether there is one. The kernel joins
+// datagrams of one outer flow to a train without a look at their VNIs, and a train goes to one socket; what comes to a multicast group
+// does, too.
+func (s *SharedPort) deliver(own encap.VNI, d Datagram) bool {
+	vni, r := encap.DecodeVXLAN(d.Data, encap.IgnoreBits) // which bits may be set is the other's to say
+	tunnels := s.tunnels.Load()
+	if r != encap.None || vni == own || tunnels == nil || (*tunnels)[vni] == nil {
 		return false
 	}
-	to.takeStray(Datagram{Data: data, Count: 1, Remote: d.Remote, TOS: d.TOS})
-	return true
+	return (*tunnels)[vni].strays.take(d)
 }

@@ -131,14 +131,13 @@ func (x *receiver) carriesSuper(d *Datagram) bool {
 // decapsulate takes the packet out of one datagram and lines it up for the device, consumes it, or drops it. When it is a
 // UDP super-packet, segment is the payload of each packet that it stands for.
 func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int) {
+	if x.t.cfg.Shared != nil && x.t.cfg.Shared.deliver(x.t.cfg.VNI, Datagram{Data: data, SegmentSize: segment, Count: 1, Remote: d.Remote, TOS: d.TOS}) {
+		return
+	}
 	x.packets = append(x.packets, Packet{Count: 1})
 	p := &x.packets[len(x.packets)-1]
 	packet, v := x.decide(view, d, data, &p.Headers)
 	p.Data = packet
-	if v.Reason == encap.VXLANVNINotFound && x.t.cfg.Shared != nil && x.t.cfg.Shared.deliver(d, data) {
-		x.packets = x.packets[:len(x.packets)-1]
-		return
-	}
 	switch {
 	case v.Reason != encap.None:
 	case v.Consumed:

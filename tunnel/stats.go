@@ -21,7 +21,9 @@ func (t *Tunnel) Stats() Stats {
 		s.Decap.add(l.receive.count)
 	}
 	s.Encap.add(t.neighbours.out.count)
-	s.Decap.add(t.strays.receiver.count)
+	if t.strays.count != nil {
+		s.Decap.add(t.strays.count)
+	}
 	s.Encap.Held = uint64(t.neighbours.held())
 	s.Encap.finish()
 	s.Decap.finish()

@@ -126,9 +126,9 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 		w.lanes = append(w.lanes, l)
 	}
 	t.neighbours = newNeighbours(t, underlay.NewSender())
-	t.strays.receiver = newReceiver(t, t.slowWorker()+1, injector{device}, nil)
 	if cfg.Shared != nil {
-		cfg.Shared.serve(t)
+		t.strays.receiver = newReceiver(t, t.slowWorker()+1, injector{device}, nil)
+		t.strays.count = t.strays.receiver.count
 	}
 	return t, nil
 }
@@ -187,6 +187,10 @@ func (t *Tunnel) Run(ctx context.Context) error {
 	defer cancel()
 	if err := t.openWaiters(); err != nil {
 		return errors.Join(err, t.closeWaiters())
+	}
+	if t.cfg.Shared != nil {
+		t.cfg.Shared.enter(t)
+		defer t.cfg.Shared.leave(t)
 	}
 	failures := make(chan error, len(t.workers))
 	var running sync.WaitGroup

@@ -187,34 +187,36 @@ func arrived(t *testing.T, in *os.File) (n int) {
 	}
 }
 
-// Two tunnels on one port that are in one group: each gets what has its VNI, once.
+// Two tunnels on one port that are in one group: each gets what has its VNI, once, whoever the other one listens to.
 func TestGroupOnASharedPort(t *testing.T) {
-	p, _ := segment(t)
+	p, third := segment(t)
 	text := "version: 1\ntunnels:\n"
-	for n := 1; n <= 2; n++ {
-		text += fmt.Sprintf("  - device: {name: vx%d, mode: tap, addresses: [10.%d.0.1/24]}\n    underlay: {local: 172.30.0.1, vni: %d, source_check: {outer: false}}\n    fdb: {learning: true, group: 239.1.1.1}\n", n, n, n*10)
-	}
-	all := p.startMany(p.a, text, "vx1", "vx2")
-	for n := 1; n <= 2; n++ {
-		must(t, p.b.AddVXLAN(lab.VXLAN{Device: fmt.Sprintf("vx%d", n), ID: n * 10, Local: netip.MustParseAddr("172.30.0.2"), Remote: netip.MustParseAddr("239.1.1.1"), Link: "eth0", Port: 8472,
+	far := []*lab.Host{third, p.b}
+	checks := []string{"outer: true", "outer: false"}
+	peers := []string{"[{name: c, endpoint: 172.30.0.3}]", "[]"}
+	for i, h := range far {
+		n := i + 1
+		text += fmt.Sprintf("  - device: {name: vx%d, mode: tap, addresses: [10.%d.0.1/24]}\n    underlay: {local: 172.30.0.1, vni: %d, source_check: {%s}}\n    fdb: {learning: true, group: 239.1.1.1}\n    peers: %s\n", n, n, n*10, checks[i], peers[i])
+		must(t, h.AddVXLAN(lab.VXLAN{Device: fmt.Sprintf("vx%d", n), ID: n * 10, Remote: netip.MustParseAddr("239.1.1.1"), Link: "eth0", Port: 8472,
 			Addresses: prefixes(fmt.Sprintf("10.%d.0.2/24", n))}))
 	}
-	for n := 1; n <= 2; n++ {
-		p.ping(p.b, netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", n)), 1400)
-		p.ping(p.a, netip.MustParseAddr(fmt.Sprintf("10.%d.0.2", n)), 1400)
+	all := p.startMany(p.a, text, "vx1", "vx2")
+	for i, h := range far {
+		p.ping(h, netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", i+1)), 1400)
+		p.ping(p.a, netip.MustParseAddr(fmt.Sprintf("10.%d.0.2", i+1)), 1400)
 	}
-	for n := 1; n <= 2; n++ {
-		device := fmt.Sprintf("vx%d", n)
-		mac, err := p.b.MAC(device)
+	for i, h := range far {
+		device := fmt.Sprintf("vx%d", i+1)
+		mac, err := h.MAC(device)
 		must(t, err)
 		in, err := p.a.PacketSocket(device)
 		must(t, err)
-		p.arping(p.b, device, mac)
+		p.arping(h, device, mac)
 		if times := arrived(t, in); times != 1 {
 			t.Errorf("%s: a broadcast frame was delivered %d times", device, times)
 		}
 		must(t, in.Close())
-		if s := all[device].stats(); s.Decap.Reasons["vxlan_vni_not_found"] != 0 {
+		if s := all[device].stats(); s.Decap.Reasons["vxlan_vni_not_found"]+s.Decap.Reasons["peer_unknown"] != 0 {
 			t.Errorf("%s: drops %v", device, s.Decap.Reasons)
 		}
 		all[device].balanced()

@@ -10,12 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/bench/lab"
+	"github.com/vxlane/vxlane/bench/traffic"
 	"github.com/vxlane/vxlane/cmd/internal/control"
 	"github.com/vxlane/vxlane/encap"
 )
@@ -122,6 +124,30 @@ func TestSharedPort(t *testing.T) {
 				all["vx1"].stop()
 			})
 		}
+	}
+}
+
+// One of the devices goes away under traffic: the process ends with an error that names it, as ever.
+func TestSharedPortLosesADevice(t *testing.T) {
+	p := newPair(t, wire{})
+	names := []string{"vx1", "vx2", "vx3"}
+	all := p.startMany(p.a, threeVNIs(1, 2, ""), names...)
+	p.startMany(p.b, threeVNIs(2, 1, ""), names...)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := 1; ctx.Err() == nil; n = n%3 + 1 {
+			_, _ = traffic.Ping(p.b, netip.AddrFrom4([4]byte{10, byte(n), 0, 1}), 1400, 5*time.Millisecond)
+		}
+	}()
+	time.Sleep(50 * time.Millisecond)
+	must(t, p.a.Delete("vx1"))
+	err := all["vx1"].cmd.Wait()
+	cancel()
+	<-done
+	if out := all["vx1"].output(); err == nil || strings.Contains(out, "goroutine ") || !strings.Contains(out, "vx1") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
