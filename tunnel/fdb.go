@@ -357,6 +357,16 @@ func (f *fdb) floodTo(peers *routing.Snapshot) (to []*routing.Peer) {
 	return to
 }
 
+// others returns the group and the VTEPs that are no peers, by address.
+func (f *fdb) others() (all []*routing.Peer) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.group != nil {
+		all = append(all, f.group)
+	}
+	return append(all, slices.SortedFunc(maps.Values(f.remotes), func(a, b *routing.Peer) int { return a.Endpoint.Compare(b.Endpoint) })...)
+}
+
 // FDBEntry is one entry as it is shown.
 type FDBEntry struct {
 	MAC      string     `json:"mac"`

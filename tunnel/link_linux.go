@@ -264,7 +264,7 @@ func (l *Link) IsUp() bool {
 	return err == nil && link.Attrs().Flags&net.FlagUp != 0
 }
 
-// UnderlayDevice is the device that has the underlay address.
+// UnderlayDevice is a device of the underlay: that has the tunnel's address, or that datagrams leave through.
 type UnderlayDevice struct {
 	Name  string
 	Index int

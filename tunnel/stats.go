@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"slices"
 	"time"
 
 	"github.com/vxlane/vxlane/routing"
@@ -45,14 +46,17 @@ type PeerStatus struct {
 // Up reports whether packets can be sent to the peer: its MAC is known, or none is needed.
 func (p PeerStatus) Up() bool { return p.State != NeighbourIncomplete && p.State != NeighbourStale }
 
-// PeerStatus returns every peer of the snapshot in force, in its order.
+// PeerStatus returns every peer of the snapshot in force, in its order, and then, in Ethernet mode, the multicast group and the VTEPs
+// that are no peers but have stations behind them.
 func (t *Tunnel) PeerStatus() []PeerStatus {
 	peers := t.table.Load().Peers()
+	if t.fdb != nil {
+		peers = append(slices.Clip(peers), t.fdb.others()...)
+	}
 	out := make([]PeerStatus, len(peers))
 	for i, p := range peers {
-		out[i] = PeerStatus{Peer: p, State: t.neighbours.state(p), PeerTotals: p.State().Totals()}
+		out[i] = PeerStatus{Peer: p, State: t.neighbours.state(p), PeerTotals: p.State().Totals(), Echo: p.State().Path.Echo()}
 		out[i].PathMTU, out[i].BlackHole = p.State().Path.MTU()
-		out[i].Echo = p.State().Path.Echo()
 		if sec := p.State().LastReceive(); sec > 0 {
 			out[i].LastReceive = time.Unix(sec, 0)
 		}

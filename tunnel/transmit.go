@@ -227,7 +227,7 @@ func (x *transmitter) account() {
 			x.count.delivered.Add(uint64(d.Sent))
 			x.count.bytes.Add(uint64(bytes))
 		}
-		if d.SegmentSize > 0 {
+		if d.SegmentSize > 0 && !o.copy {
 			x.count.split.Add(uint64(d.Sent))
 		}
 		c := o.peer.State().Counters(x.worker)

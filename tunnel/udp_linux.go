@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -28,8 +29,9 @@ type UDPConfig struct {
 	Port      uint16
 	Receivers int // one for each worker
 
-	SourceLow, SourceHigh uint16 // range of ports that datagrams are sent from, both included
-	Buckets               int    // how many ports of it to use
+	SourceLow, SourceHigh uint16   // range of ports that datagrams are sent from, both included
+	Buckets               int      // how many ports of it to use
+	Reserved              []uint16 // ports of it that others in this process will receive on
 
 	TTL           uint8 // 0: the system's
 	TOS           uint8 // for datagrams that set none
@@ -38,8 +40,8 @@ type UDPConfig struct {
 	NoChecksum6TX bool // IPv6: send without UDP checksum
 	NoChecksum6RX bool // IPv6: accept datagrams without UDP checksum
 
-	Group  netip.Addr // when valid, a multicast group that is received from and sent to
-	Device int        // with Group: index of the device that it is joined on
+	Group  netip.Addr     // when valid, a multicast group that is received from and sent to
+	Device UnderlayDevice // with Group: that it is joined on
 
 	Shared *SharedPort // when not nil, others receive on the port, too
 	VNI    encap.VNI   // with Shared
@@ -131,10 +133,10 @@ func (u *UDP) PathMTU(remote netip.Addr) (int, error) {
 	if remote.Is6() {
 		level, option, discover = unix.IPPROTO_IPV6, unix.IPV6_MTU, unix.IPV6_MTU_DISCOVER
 	}
-	// IP_PMTUDISC_DO and IPV6_PMTUDISC_DO are one number; connecting sends nothing.
 	if remote.IsMulticast() {
 		err = u.sendToGroup(fd)
 	}
+	// IP_PMTUDISC_DO and IPV6_PMTUDISC_DO are one number; connecting sends nothing.
 	err = errors.Join(err, u.bind(fd, 0), unix.SetsockoptInt(fd, level, discover, unix.IP_PMTUDISC_DO), unix.Connect(fd, sockaddr(remote, u.cfg.Port)))
 	if err != nil {
 		return 0, fmt.Errorf("ask for the path to %s: %w", remote, err)
@@ -216,16 +218,20 @@ func (u *UDP) openSenders() error {
 	return nil
 }
 
-// sendSocket opens a socket at a free port in [low, high): the first from one that nobody can guess (RFC 8085 section 5.1).
+// sendSocket opens a socket at a free port in [low, high), one that nobody can guess (RFC 8085 section 5.1).
 func (u *UDP) sendSocket(low, high int, df bool) (int, error) {
 	fd, err := u.socket()
 	if err != nil {
 		return -1, err
 	}
 	if err = u.prepareSender(fd, df); err == nil {
-		from := rand.IntN(high - low)
-		for i := range high - low {
-			if err = u.bind(fd, uint16(low+(from+i)%(high-low))); !errors.Is(err, unix.EADDRINUSE) {
+		err = unix.EADDRINUSE
+		for _, offset := range rand.Perm(max(high-low, 0)) {
+			port := uint16(low + offset)
+			if slices.Contains(u.cfg.Reserved, port) {
+				continue
+			}
+			if err = u.bind(fd, port); !errors.Is(err, unix.EADDRINUSE) {
 				break
 			}
 		}
@@ -289,20 +295,33 @@ type option struct {
 func (o option) set(fd, value int) error { return setOption(fd, o.level, o.number, value, o.name) }
 
 // familyOptions are the options of ip(7) and ipv6(7) that mean the same.
-type familyOptions struct{ discover, tos, ttl option }
+type familyOptions struct{ discover, tos, ttl, groupTTL, groupLoop, groupAll option }
 
 var (
 	options4 = familyOptions{
 		option{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER"},
 		option{unix.IPPROTO_IP, unix.IP_TOS, "IP_TOS"},
 		option{unix.IPPROTO_IP, unix.IP_TTL, "IP_TTL"},
+		option{unix.IPPROTO_IP, unix.IP_MULTICAST_TTL, "IP_MULTICAST_TTL"},
+		option{unix.IPPROTO_IP, unix.IP_MULTICAST_LOOP, "IP_MULTICAST_LOOP"},
+		option{unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, "IP_MULTICAST_ALL"},
 	}
 	options6 = familyOptions{
 		option{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, "IPV6_MTU_DISCOVER"},
 		option{unix.IPPROTO_IPV6, unix.IPV6_TCLASS, "IPV6_TCLASS"},
 		option{unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, "IPV6_UNICAST_HOPS"},
+		option{unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, "IPV6_MULTICAST_HOPS"},
+		option{unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_LOOP, "IPV6_MULTICAST_LOOP"},
+		option{unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_ALL, "IPV6_MULTICAST_ALL"},
 	}
 )
+
+func optionsOf(a netip.Addr) familyOptions {
+	if a.Is4() {
+		return options4
+	}
+	return options6
+}
 
 func (u *UDP) socket() (int, error) {
 	family := unix.AF_INET
@@ -321,7 +340,7 @@ func (u *UDP) bind(fd int, port uint16) error { return u.bindTo(fd, u.cfg.Local,
 func (u *UDP) bindTo(fd int, a netip.Addr, port uint16) error {
 	to := sockaddr(a, port)
 	if six, ok := to.(*unix.SockaddrInet6); ok && a.IsMulticast() {
-		six.ZoneId = uint32(u.cfg.Device) // those of link-local scope need it
+		six.ZoneId = uint32(u.cfg.Device.Index) // those of link-local scope need it
 	}
 	if err := unix.Bind(fd, to); err != nil {
 		return fmt.Errorf("bind to %s: %w", a, err)

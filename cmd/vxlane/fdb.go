@@ -17,7 +17,8 @@ import (
 const fdbLong = `Show and change the forwarding database of a tunnel in Ethernet mode (device.mode: tap): which peer a station is behind.
 
 Entries are shown much as bridge(8) shows them, with the peer's port and name. permanent are those of the configuration (peers[].mac) and those that were added by hand; the
-others were learned, with the time since their last frame.`
+others were learned, with the time since their last frame. 00:00:00:00:00:00 stands for who gets what is for all, or for nobody
+known: they follow from fdb.flood and fdb.group in the configuration.`
 
 func newFDB() *cobra.Command {
 	cmd := group("fdb", "show and change the forwarding database of a tunnel in Ethernet mode", newFDBShow(), newFDBAdd(), newFDBDel(), newFDBFlush(), newFDBMonitor())

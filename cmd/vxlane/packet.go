@@ -250,8 +250,9 @@ func (at vantage) tunnelPayload(packet []byte) (payload []byte, outer string, to
 		return nil, "", 0, false
 	}
 	u := &at.status.Underlay
-	ours = h.Src == u.Local && at.endpoints[netip.AddrPortFrom(h.Dst, h.DstPort)]
-	if !ours && (h.Dst != u.Local || h.DstPort != u.Port) {
+	known := at.endpoints[netip.AddrPortFrom(h.Dst, h.DstPort)]
+	ours = h.Src == u.Local && known
+	if !ours && (h.Dst != u.Local || h.DstPort != u.Port) && !(known && h.Dst.IsMulticast()) {
 		return nil, "", 0, false
 	}
 	return packet[h.L4+udpHeader : h.Len], h.Src.String(), h.TOS, ours

@@ -55,8 +55,12 @@ func runUp(ctx context.Context, config *static.Config, file, socket string, log 
 // open makes devices and sockets; nothing moves yet.
 func (s *service) open(socket string) error {
 	ports := sharedPorts(s.config.Tunnels)
+	var reserved []uint16
+	for i := range s.config.Tunnels {
+		reserved = append(reserved, s.config.Tunnels[i].Underlay.Port)
+	}
 	for i, c := range s.config.Tunnels {
-		v, err := vtep.Open(c, fmt.Sprintf("tunnels[%d]", i), vtep.Options{Port: ports[portOf(&c)]}, s.log)
+		v, err := vtep.Open(c, fmt.Sprintf("tunnels[%d]", i), vtep.Options{Reserved: reserved, Port: ports[portOf(&c)]}, s.log)
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -111,14 +112,15 @@ func (f *stationFlags) apply(req *control.TraceRequest, mode static.Mode) error 
 		return cli.Usagef("--vlan %d: want 1-4094", f.vlan)
 	}
 	req.VLAN = f.vlan
-	for text, mac := range map[string]*encap.MAC{f.from: &req.FromMAC, f.to: &req.ToMAC} {
-		if text == "" {
-			continue
-		}
-		var err error
-		if *mac, err = encap.ParseMAC(text); err != nil {
-			return cli.Usagef("%w", err)
-		}
+	return errors.Join(parseStation("--mac", f.to, &req.ToMAC), parseStation("--from-mac", f.from, &req.FromMAC))
+}
+
+func parseStation(flag, text string, mac *encap.MAC) (err error) {
+	if text == "" {
+		return nil
+	}
+	if *mac, err = encap.ParseMAC(text); err != nil {
+		return cli.Usagef("%s: %w", flag, err)
 	}
 	return nil
 }

@@ -55,6 +55,7 @@ type Underlay struct {
 	Checksum      bool          `yaml:"checksum" json:"checksum" default:"true" doc:"Outer UDP checksum over IPv4. Receiving accepts datagrams with and without."`
 	ZeroChecksum6 ZeroChecksum6 `yaml:"zero_checksum6" json:"zero_checksum6"`
 	ReservedBits  ReservedBits  `yaml:"reserved_bits" json:"reserved_bits" default:"strict" doc:"VXLAN header with a flag or reserved bit set: strict drops it, as Linux does; ignore accepts it, as RFC 7348 says."`
+	PathProbe     bool          `yaml:"path_probe" json:"path_probe" default:"true" doc:"Find paths that drop large datagrams without an ICMP error, by ICMP echo requests of that size to the peers, while such datagrams go there. Only where datagrams are not fragmented on the way: df set or inherit, and IPv6. Turn it off where a firewall drops large ICMP, but not large UDP."`
 	SourceCheck   SourceCheck   `yaml:"source_check" json:"source_check"`
 }
 
@@ -111,7 +112,7 @@ func (d *Device) setDefaults() { d.Mode = ModeTUN }
 
 func (u *Underlay) setDefaults() {
 	*u = Underlay{Encap: encap.FramingVXLAN, VNI: 1, TTL: TTL{Value: 64}, TOS: TOS{Inherit: true}, DF: DFUnset,
-		Checksum: true, ReservedBits: ReservedStrict}
+		Checksum: true, ReservedBits: ReservedStrict, PathProbe: true}
 }
 
 func (s *SourcePorts) setDefaults() { *s = SourcePorts{Range: PortRange{32768, 60999}, Buckets: 16} }

@@ -141,6 +141,9 @@ func (v *VTEP) changeFDB(req control.FDBRequest) (int, error) {
 	if req.VLAN > 0 && (!v.Config.FDB.VLANs || req.VLAN > 4094) {
 		return 0, fmt.Errorf("vlan %d: want 1-4094, and fdb.vlans: true in the configuration", req.VLAN)
 	}
+	if mac.IsZero() {
+		return 0, fmt.Errorf("mac %s: stands for those who get what is for all; they follow from fdb.flood and fdb.group in the configuration", mac)
+	}
 	switch req.Op {
 	case "add":
 		return 1, v.Tunnel.AddFDB(key, req.Peer)

@@ -14,7 +14,14 @@ import (
 // explainUnderlay adds to a socket's error what it means and what to do.
 func explainUnderlay(err error, u *static.Underlay) error {
 	var source *tunnel.SourcePortError
+	var group *tunnel.GroupError
 	switch {
+	case errors.As(err, &group) && errors.Is(err, unix.ENOBUFS):
+		return fmt.Errorf("%w: this host is in as many groups as it may be: sysctl net.ipv4.igmp_max_memberships", err)
+	case errors.As(err, &group) && errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("%w: another process receives from this group and port without sharing it (ss -lunp); stop it, or choose another fdb.group", err)
+	case errors.As(err, &group):
+		return fmt.Errorf("%w: choose another group with fdb.group, or an underlay.local on a device that does multicast (ip link show)", err)
 	case errors.As(err, &source) && errors.Is(err, unix.EADDRINUSE):
 		return fmt.Errorf("%w: every port there is in use on this host; widen underlay.source_ports.range, or lower buckets", err)
 	case errors.Is(err, unix.EADDRINUSE):

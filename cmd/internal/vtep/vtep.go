@@ -29,8 +29,9 @@ type VTEP struct {
 	device      *tunnel.TUN
 	underlay    *tunnel.UDP
 	link        *tunnel.Link
-	echo        *tunnel.ICMPEcho // nil: not needed, or noEcho says why not
+	echo        *tunnel.ICMPEcho // nil where noEcho says why not
 	noEcho      error
+	groupDevice tunnel.UnderlayDevice // with a group
 	log         *slog.Logger
 
 	direct *directRoutes // nil without Options.Direct
@@ -42,6 +43,8 @@ type VTEP struct {
 
 // Options are what a program wants of a tunnel beyond its configuration.
 type Options struct {
+	// Reserved are ports that the program will receive on, which are not to be sent from.
+	Reserved []uint16
 	// Port, when not nil, is the underlay port that the tunnel shares with others of this process.
 	Port *tunnel.SharedPort
 	// Keep leaves device, addresses and routes behind at the end, and takes over what was left.
@@ -90,8 +93,14 @@ func (v *VTEP) completeFromHost(key string) error {
 	if v.Underlay, err = tunnel.UnderlayLink(u.Local); err != nil {
 		return &ConfigError{fmt.Errorf("%s.%w", key, err)}
 	}
+	v.groupDevice = v.Underlay
 	if v.Underlay.Loopback && !u.Local.IsLoopback() {
 		v.Underlay = v.routed()
+		if v.group().IsValid() {
+			if v.groupDevice, err = tunnel.RouteLink(v.group()); err != nil {
+				return &ConfigError{fmt.Errorf("%s.fdb.group: %w: underlay.local is an address of the loopback device, so a route says which device the group is on: ip route add %s dev DEVICE", key, err, v.group())}
+			}
+		}
 	}
 	codec, err := u.Encap.Codec(encap.VNI(u.VNI), u.ReservedBits.Bits())
 	if err != nil {
@@ -199,10 +208,14 @@ func (v *VTEP) open() error {
 
 // openEcho opens what finds black holes, where datagrams are not fragmented on the way. A tunnel does without when it must.
 func (v *VTEP) openEcho() (*tunnel.ICMPEcho, error) {
-	if u := &v.Config.Underlay; u.Local.Is6() || u.DF != static.DFUnset {
+	switch u := &v.Config.Underlay; {
+	case !u.PathProbe:
+		return nil, errors.New("turned off (path_probe: false)")
+	case u.Local.Is4() && u.DF == static.DFUnset:
+		return nil, errors.New("not needed: datagrams may be fragmented on the way (df: unset)")
+	default:
 		return tunnel.OpenEcho(u.Local)
 	}
-	return nil, errors.New("datagrams may be fragmented on the way (df: unset)")
 }
 
 func (v *VTEP) fdbConfig() tunnel.FDBConfig {
@@ -235,7 +248,7 @@ func ReserveThreads(queues int) {
 func (v *VTEP) udpConfig() tunnel.UDPConfig {
 	u := &v.Config.Underlay
 	return tunnel.UDPConfig{
-		Group: v.group(), Device: v.Underlay.Index,
+		Group: v.group(), Device: v.groupDevice, Reserved: v.options.Reserved,
 		Local: u.Local, Port: u.Port, Shared: v.options.Port, VNI: encap.VNI(u.VNI), Receivers: v.Config.Device.Queues,
 		SourceLow: u.SourcePorts.Range.Low, SourceHigh: u.SourcePorts.Range.High, Buckets: u.SourcePorts.Buckets,
 		TTL: u.TTL.Value, TOS: u.TOS.Value, DF: dfPolicies[u.DF], NoChecksum: !u.Checksum,
