@@ -38,18 +38,23 @@ const (
 
 // OpenEcho opens a socket at an underlay address.
 func OpenEcho(local netip.Addr) (*ICMPEcho, error) {
-	e := &ICMPEcho{raw: true, four: local.Is4(), started: time.Now(), answers: make(chan EchoAnswer, 2*probesPerSecond)}
+	e, err := openEcho(local, unix.SOCK_RAW)
+	if errors.Is(err, unix.EPERM) {
+		e, err = openEcho(local, unix.SOCK_DGRAM)
+	}
+	if errors.Is(err, unix.EACCES) {
+		err = fmt.Errorf("%w: need CAP_NET_RAW, or a net.ipv4.ping_group_range that has this process's group", err)
+	}
+	return e, err
+}
+
+func openEcho(local netip.Addr, kind int) (*ICMPEcho, error) {
+	e := &ICMPEcho{raw: kind == unix.SOCK_RAW, four: local.Is4(), started: time.Now(), answers: make(chan EchoAnswer, 2*probesPerSecond)}
 	var id [2]byte
 	_, _ = rand.Read(id[:]) // crypto/rand: it never fails
 	_, _ = rand.Read(e.cookie[:])
 	e.id = binary.BigEndian.Uint16(id[:])
-	fd, err := e.socket(unix.SOCK_RAW)
-	if errors.Is(err, unix.EPERM) {
-		e.raw = false
-		if fd, err = e.socket(unix.SOCK_DGRAM); errors.Is(err, unix.EACCES) {
-			err = fmt.Errorf("%w: need CAP_NET_RAW, or a net.ipv4.ping_group_range that has this process's group", err)
-		}
-	}
+	fd, err := e.socket(kind)
 	if err != nil {
 		return nil, fmt.Errorf("open ICMP socket: %w", err)
 	}
