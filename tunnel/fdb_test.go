@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -575,5 +576,59 @@ func TestUnansweredQuestions(t *testing.T) {
 		if s.Reasons["neighbour_unresolved"] != dropped || s.Delivered != uint64(len(all))-dropped {
 			t.Errorf("mode %d: %d delivered, drops %v", mode, s.Delivered, s.Reasons)
 		}
+	}
+}
+
+// The database and the peers change while frames move: the books add up, and no frame meets half of a change (run with -race).
+func TestChangesUnderTraffic(t *testing.T) {
+	tn := bridged(t, FDBConfig{Learning: true, Ageing: time.Millisecond, Limit: 8, PeerLimit: 4, Group: netip.MustParseAddr("239.1.1.1"), Flood: []string{"hc"}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { tn.fdb.run(ctx) })
+	loop := func(f func(i int)) {
+		running.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				f(i)
+			}
+		})
+	}
+	loop(func(i int) {
+		key := FDBKey{MAC: station(byte(i % 8))}
+		if i%3 == 0 {
+			_, _ = tn.DeleteFDB(func(k FDBKey, _ FDBEntry) bool { return k == key })
+		} else {
+			_ = tn.AddFDB(key, []string{"hb", "hc", "hd"}[i%3])
+		}
+	})
+	loop(func(i int) {
+		if _, err := tn.SetPeers(bridgePeers("hb", "hc", "hd")[:1+i%3]); err != nil {
+			t.Error(err)
+		}
+		_, _, _ = tn.FDB()
+		_ = tn.PeerStatus()
+	})
+	batch := NewBatch()
+	for i := range 16 {
+		f := frameTo(append([]encap.MAC{encap.Broadcast}, station(byte(i)))[i%2])
+		copy(batch.Space()[Headroom:], f)
+		batch.Add(len(f), encap.Offload{})
+	}
+	var datagrams []Datagram
+	for i := range 16 {
+		data := append(make([]byte, encap.VXLANHeaderLen), frameTo(encap.Broadcast)...)
+		encap.PutVXLAN(data, 1)
+		data[encap.VXLANHeaderLen+11] = byte(i)
+		datagrams = append(datagrams, Datagram{Data: data, Count: 1, Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 30, 0, "bcdx"[i%4]}), 8472)})
+	}
+	const turns = 3000
+	for range turns {
+		tn.lanes[0].transmit.step(batch.Packets())
+		_ = tn.lanes[0].receive.step(datagrams)
+	}
+	cancel()
+	running.Wait()
+	e, d := tn.Stats().Encap, tn.Stats().Decap
+	if e.Received != 16*turns || e.Delivered+e.Consumed+e.Dropped != e.Received || d.Received != 16*turns || d.Delivered+d.Dropped != d.Received {
+		t.Errorf("encap %+v, decap %+v", e, d)
 	}
 }
