@@ -23,6 +23,8 @@ FLANNEL  := $(shell test "$$($(GO) env GOARCH)" = amd64 && command -v gcc >/dev/
 ARCHES   := arm64 arm riscv64 ppc64le s390x
 # What make cross builds for.
 KINDS    := arm64 arm s390x
+# Packages with tests in namespaces.
+NAMESPACED := $(sort $(dir $(shell grep -rl '^//go:build netns' --include=*_test.go .)))
 # Tags of all tests there are, but for those that need flannel's proxy.
 RINGS    := netns,cluster,kube
 WITH_FLANNEL := ./bench/system ./cmd/vxlane-flanneld
@@ -74,7 +76,7 @@ fuzz:
 # Real devices, real sockets and the kernel's own vxlan, in network namespaces. Needs root; says so and is skipped without.
 netns:
 	@test "$$(id -u)" = 0 || echo "netns: skipped: network namespaces need root (sudo make netns)"
-	@test "$$(id -u)" != 0 || $(GO) test -tags netns -count=1 -p 1 -timeout 12m ./...
+	@test "$$(id -u)" != 0 || $(GO) test -tags netns -count=1 -p 1 -timeout 12m $(NAMESPACED)
 	$(if $(FLANNEL),@test "$$(id -u)" != 0 || CGO_ENABLED=1 $(GO) test -tags netns$(COMMA)flannel -count=1 -run '^(TestSystems|TestMixedCluster)' $(WITH_FLANNEL))
 
 # Clusters of vxlane-flanneld: etcd with TLS, outages, thousands of leases, pods behind rules of iptables and nftables, flannel's own nodes

@@ -38,7 +38,7 @@ func segment(t *testing.T) (*pair, *lab.Host) {
 	return p, p.lab.Host("c")
 }
 
-// toGroup returns the outer headers of what an address sent to a group, and how many of them carry a given MAC as inner source.
+// toGroup returns the outer headers of what an address sent to a group, and how many of them carry a frame of arping from a MAC.
 func toGroup(frames [][]byte, src, group netip.Addr, mac net.HardwareAddr) (ttls []uint8, own int) {
 	for _, frame := range frames {
 		p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
@@ -52,7 +52,7 @@ func toGroup(frames [][]byte, src, group netip.Addr, mac net.HardwareAddr) (ttls
 		if from != src || to != group {
 			continue
 		}
-		if bytes.Equal(udp.Payload[14:20], mac) {
+		if len(udp.Payload) > 22 && bytes.Equal(udp.Payload[14:22], slices.Concat(mac, arpingType)) {
 			own++
 		}
 		switch ip := p.NetworkLayer().(type) {
@@ -160,13 +160,16 @@ func dropPeer(line, endpoint string) string {
 	return line
 }
 
+// arpingType is for experiments (IEEE 802).
+var arpingType = []byte{0x88, 0xb5}
+
 // arping sends a broadcast frame of a type that nobody answers out of a device, and waits until it is through.
 func (p *pair) arping(h *lab.Host, device string, src net.HardwareAddr) {
 	p.t.Helper()
 	out, err := h.PacketSocket(device)
 	must(p.t, err)
 	defer out.Close()
-	frame := slices.Concat([]byte{255, 255, 255, 255, 255, 255}, src, []byte{0x88, 0xb5}, make([]byte, 46))
+	frame := slices.Concat([]byte{255, 255, 255, 255, 255, 255}, src, arpingType, make([]byte, 46))
 	_, err = out.Write(frame)
 	must(p.t, err)
 	time.Sleep(200 * time.Millisecond)
@@ -181,7 +184,7 @@ func arrived(t *testing.T, in *os.File) (n int) {
 		if err != nil {
 			return n
 		}
-		if size > 14 && bytes.Equal(buf[12:14], []byte{0x88, 0xb5}) {
+		if size > 14 && bytes.Equal(buf[12:14], arpingType) {
 			n++
 		}
 	}

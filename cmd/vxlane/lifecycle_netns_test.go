@@ -404,6 +404,7 @@ func TestPeerWithANewMAC(t *testing.T) {
 
 // Addresses that someone else gives to the device are answered for, too.
 func TestAddressAddedLater(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, wire{})
 	d := p.start(p.a, upArgs()...)
 	p.addKernelPeer()

@@ -88,8 +88,8 @@ tunnels:
 					p.pingAll(size)
 				}
 				for i := range overlayA {
-					p.tcp(p.a, p.b, overlayB[i], 500*time.Millisecond)
-					p.tcp(p.b, p.a, overlayA[i], 500*time.Millisecond)
+					p.tcp(p.a, p.b, overlayB[i], 200*time.Millisecond)
+					p.tcp(p.b, p.a, overlayA[i], 200*time.Millisecond)
 				}
 				if mode == "tap" {
 					mac, err := p.b.MAC("br-int")

@@ -72,8 +72,8 @@ func TestTAPAgainstTheKernel(t *testing.T) {
 					p.pingAll(size)
 				}
 				for i := range overlayA {
-					p.tcp(p.a, p.b, overlayB[i], 500*time.Millisecond)
-					p.tcp(p.b, p.a, overlayA[i], 500*time.Millisecond)
+					p.tcp(p.a, p.b, overlayB[i], 200*time.Millisecond)
+					p.tcp(p.b, p.a, overlayA[i], 200*time.Millisecond)
 				}
 				r, err := traffic.Echo(t.Context(), p.a, p.b, overlayB[0], 4, 500)
 				if err != nil || r.Received != r.Sent || r.Reordered+r.Duplicated+r.Corrupted != 0 {
@@ -153,6 +153,7 @@ func (p *pair) carries(from, to *lab.Host, tags []byte) {
 
 // Machines behind bridges: broadcast is flooded, stations are learned, tags (QinQ too) pass, and age out; what is static does not move.
 func TestBridgedMachines(t *testing.T) {
+	t.Parallel()
 	p, d, vm := ethernet(t, "    fdb: {learning: true, ageing: 3s}\n")
 	mac, err := vm[1].MAC("eth0")
 	must(t, err)
@@ -160,8 +161,8 @@ func TestBridgedMachines(t *testing.T) {
 		for _, size := range []int{56, 1400, 5000} {
 			p.ping(vm[0], netip.MustParseAddr(dst), size)
 		}
-		p.tcp(vm[0], vm[1], netip.MustParseAddr(dst), 500*time.Millisecond)
-		p.tcp(vm[1], vm[0], netip.MustParseAddr([]string{"10.55.0.1", "fd55::1"}[i]), 500*time.Millisecond)
+		p.tcp(vm[0], vm[1], netip.MustParseAddr(dst), 200*time.Millisecond)
+		p.tcp(vm[1], vm[0], netip.MustParseAddr([]string{"10.55.0.1", "fd55::1"}[i]), 200*time.Millisecond)
 	}
 	e := d.awaitEntry(mac.String(), "b")
 	if e.Kind != tunnel.FDBLearned || e.Heard == nil || e.Endpoint != "172.30.0.2:8472" {

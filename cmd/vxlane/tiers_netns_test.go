@@ -34,8 +34,8 @@ func TestTiersAgainstTheKernel(t *testing.T) {
 					p.pingAll(size)
 				}
 				for i := range overlayA {
-					p.tcp(p.a, p.b, overlayB[i], 300*time.Millisecond)
-					p.tcp(p.b, p.a, overlayA[i], 300*time.Millisecond)
+					p.tcp(p.a, p.b, overlayB[i], 150*time.Millisecond)
+					p.tcp(p.b, p.a, overlayA[i], 150*time.Millisecond)
 				}
 				p.healthy(before)
 				d.stop()
@@ -63,8 +63,8 @@ tunnels:
 			before := p.counters()
 			frames := p.framesDuring(func() {
 				for i := range overlayA {
-					p.tcp(p.a, p.b, overlayB[i], 200*time.Millisecond)
-					p.tcp(p.b, p.a, overlayA[i], 200*time.Millisecond)
+					p.tcp(p.a, p.b, overlayB[i], 100*time.Millisecond)
+					p.tcp(p.b, p.a, overlayA[i], 100*time.Millisecond)
 				}
 			})
 			for _, f := range frames {

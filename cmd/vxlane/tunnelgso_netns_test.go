@@ -91,6 +91,7 @@ func TestOuterDevice(t *testing.T) {
 //	a 172.30.0.1, fd30::1 --- r --- 172.31.0.2, fd31::2 b
 //	a 172.32.0.1, fd32::1 --- r
 func TestOuterDeviceFollowsTheRoutes(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ name, local, remote, via, other string }{
 		{"IPv4", "172.30.0.1", "172.31.0.2", "172.30.0.254", "172.32.0.254"},
 		{"IPv6", "fd30::1", "fd31::2", "fd30::fe", "fd32::fe"},
@@ -167,6 +168,7 @@ func (p *pair) changeRoute(to netip.Prefix, via netip.Addr, device string) error
 // A packet that the routes lead nowhere is counted, by what they say; one that is too long for its path goes through the
 // sockets from then on.
 func TestOuterDeviceWithoutAWay(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, wire{})
 	p.needTier("tunnel-gso")
 	d := p.start(p.a, upArgs("--tier", "tunnel-gso")...)

@@ -105,8 +105,8 @@ func TestSharedPort(t *testing.T) {
 					a, b := netip.AddrFrom4([4]byte{10, byte(i + 1), 0, 1}), netip.AddrFrom4([4]byte{10, byte(i + 1), 0, 2})
 					p.ping(p.a, b, 56)
 					p.ping(p.b, a, 1400)
-					p.tcp(p.a, p.b, b, 300*time.Millisecond)
-					p.tcp(p.b, p.a, a, 300*time.Millisecond)
+					p.tcp(p.a, p.b, b, 150*time.Millisecond)
+					p.tcp(p.b, p.a, a, 150*time.Millisecond)
 				}
 				p.healthy(before)
 				in := newInjector(p, all["vx1"], "172.30.0.2:40000")
