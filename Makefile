@@ -47,7 +47,6 @@ format:
 	@out="$$(gofmt -l .)"; test -z "$$out" || { echo "run gofmt -w on:" $$out; exit 1; }
 
 vet:
-	$(GO) vet ./...
 	$(GO) vet -tags $(RINGS) ./...
 	$(if $(FLANNEL),CGO_ENABLED=1 $(GO) vet -tags $(RINGS)$(COMMA)flannel $(WITH_FLANNEL))
 
@@ -60,9 +59,10 @@ arch:
 	$(GO) test -run '^TestArchitecture' ./cmd/vxlane
 
 # vxlane-flanneld is built of etcd's and Kubernetes' clients, minutes more with -race; its own threads are those of packages tested here.
+# bench/report and bench/stats have one thread, and much to compute.
 unit:
-	$(GO) test -race $$($(GO) list ./... | grep -v '/vxlane-flanneld$$\|/flannel/nodes$$')
-	$(GO) test ./cmd/vxlane-flanneld ./routing/flannel/nodes
+	$(GO) test -race $$($(GO) list ./... | grep -v '/vxlane-flanneld$$\|/flannel/nodes$$\|/bench/report$$\|/bench/stats$$')
+	$(GO) test ./cmd/vxlane-flanneld ./routing/flannel/nodes ./bench/report ./bench/stats
 
 # Every fuzz target for a moment; crashers are kept in testdata/fuzz and become tests.
 fuzz:
@@ -76,7 +76,8 @@ fuzz:
 # Real devices, real sockets and the kernel's own vxlan, in network namespaces. Needs root; says so and is skipped without.
 netns:
 	@test "$$(id -u)" = 0 || echo "netns: skipped: network namespaces need root (sudo make netns)"
-	@test "$$(id -u)" != 0 || $(GO) test -tags netns -count=1 -p 1 -timeout 12m $(NAMESPACED)
+	@test "$$(id -u)" != 0 || $(GO) test -tags netns -count=1 -p 2 -timeout 12m $(filter ./bench/% %-bench/,$(NAMESPACED))
+	@test "$$(id -u)" != 0 || $(GO) test -tags netns -count=1 -p 1 -timeout 12m $(filter-out ./bench/% %-bench/,$(NAMESPACED))
 	$(if $(FLANNEL),@test "$$(id -u)" != 0 || CGO_ENABLED=1 $(GO) test -tags netns$(COMMA)flannel -count=1 -run '^(TestSystems|TestMixedCluster)' $(WITH_FLANNEL))
 
 # Clusters of vxlane-flanneld: etcd with TLS, outages, thousands of leases, pods behind rules of iptables and nftables, flannel's own nodes

@@ -49,9 +49,14 @@ func (p PeerStatus) Up() bool { return p.State != NeighbourIncomplete && p.State
 // PeerStatus returns every peer of the snapshot in force, in its order, and then, in Ethernet mode, the multicast group and the VTEPs
 // that are no peers but have stations behind them.
 func (t *Tunnel) PeerStatus() []PeerStatus {
-	peers := t.table.Load().Peers()
+	snapshot := t.table.Load()
+	peers := slices.Clip(snapshot.Peers())
 	if t.fdb != nil {
-		peers = append(slices.Clip(peers), t.fdb.others()...)
+		for _, p := range t.fdb.others() {
+			if snapshot.LookupName(p.Name) == nil { // one name, one series
+				peers = append(peers, p)
+			}
+		}
 	}
 	out := make([]PeerStatus, len(peers))
 	for i, p := range peers {

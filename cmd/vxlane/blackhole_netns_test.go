@@ -157,6 +157,7 @@ func TestPathTurnsIntoABlackHole(t *testing.T) {
 
 // A peer that answers no echo is named: nothing could be found out about the way there.
 func TestPeerWithoutEcho(t *testing.T) {
+	t.Parallel()
 	p, local, remote := narrow(t, false, wideMTU(false))
 	must(t, p.b.Sysctl("net.ipv4.icmp_echo_ignore_all", "1"))
 	d := p.blackHole("tun", local, remote, false)

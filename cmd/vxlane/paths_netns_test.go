@@ -27,6 +27,7 @@ import (
 // With the don't-fragment bit unset, datagrams are fragmented on the way (IPv4) or, once the router has said so, at this
 // host (IPv6).
 func TestNarrowUnderlay(t *testing.T) {
+	t.Parallel()
 	for _, v6 := range []bool{false, true} {
 		t.Run(map[bool]string{false: "IPv4", true: "IPv6"}[v6], func(t *testing.T) {
 			p, local, remote := narrow(t, v6, 0)
@@ -48,6 +49,7 @@ func TestNarrowUnderlay(t *testing.T) {
 // The same, where datagrams must not be fragmented: the sender in the tunnel is told what fits, in both modes of the device, and
 // sends that.
 func TestNarrowUnderlayWithoutFragments(t *testing.T) {
+	t.Parallel()
 	for _, v6 := range []bool{false, true} {
 		for _, mode := range []string{"tun", "tap"} {
 			t.Run(map[bool]string{false: "IPv4", true: "IPv6"}[v6]+" "+mode, func(t *testing.T) {
@@ -228,6 +230,7 @@ tunnels:
 
 // UDP super-packets of an application behind the kernel's device (UDP_SEGMENT) arrive as the datagrams that they stand for.
 func TestUDPSuperPackets(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"tun", "tap"} {
 		t.Run(mode, func(t *testing.T) { udpSuperPackets(t, mode) })
 	}

@@ -183,6 +183,7 @@ func TestBridgedMachines(t *testing.T) {
 
 // vxlane fdb shows and changes what frames go by.
 func TestFDBCommands(t *testing.T) {
+	t.Parallel()
 	p, d, vm := ethernet(t, "    fdb: {learning: true}\n")
 	run := func(args ...string) (string, error) {
 		out, err := exec.Command("vxlane", append(args, "--socket", p.dir+"/a.sock")...).CombinedOutput()
@@ -269,6 +270,7 @@ func TestFDBCommands(t *testing.T) {
 
 // Where a frame may come from: the peer's own MAC and, where it has allowed_ips, its addresses. Nobody floods when told so.
 func TestTAPSourcesAndFlooding(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, wire{})
 	d := p.start(p.a, "--config", p.tapConfig("    peers: [{name: b, endpoint: 172.30.0.2, mac: 02:00:00:00:00:02, allowed_ips: [10.99.0.2/32]}]\n    fdb: {flood: none}\n"))
 	p.addKernelPeer(func(v *lab.VXLAN) { v.MAC, _ = net.ParseMAC("02:00:00:00:00:02") })
