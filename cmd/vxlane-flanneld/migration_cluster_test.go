@@ -89,6 +89,11 @@ func newMigrant(n *member) *migrant {
 	write := func(name, text string, mode os.FileMode) {
 		c.must(os.WriteFile(filepath.Join(m.dir, name), []byte(text), mode))
 	}
+	c.t.Cleanup(func() { // what systemctl started is nobody's child
+		if err := n.host.KillProcesses(); err != nil {
+			c.t.Error(err)
+		}
+	})
 	write("shim/systemctl", systemctl, 0o755)
 	write("default/flanneld", fmt.Sprintf("FLANNELD_OPTIONS=\"%s --iface=eth0 --subnet-file=%s --iptables-forward-rules=false\"\n", strings.Join(n.leases, " "), n.file), 0o644)
 	write("systemd/flanneld.service", "[Service]\nExecStart="+stockProgram+" $FLANNELD_OPTIONS\n", 0o644)
