@@ -59,10 +59,9 @@ arch:
 	$(GO) test -run '^TestArchitecture' ./cmd/vxlane
 
 # vxlane-flanneld is built of etcd's and Kubernetes' clients, minutes more with -race; its own threads are those of packages tested here.
-# bench/report and bench/stats have one thread, and much to compute.
 unit:
-	$(GO) test -race $$($(GO) list ./... | grep -v '/vxlane-flanneld$$\|/flannel/nodes$$\|/bench/report$$\|/bench/stats$$')
-	$(GO) test ./cmd/vxlane-flanneld ./routing/flannel/nodes ./bench/report ./bench/stats
+	$(GO) test -race $$($(GO) list ./... | grep -v '/vxlane-flanneld$$\|/flannel/nodes$$')
+	$(GO) test ./cmd/vxlane-flanneld ./routing/flannel/nodes
 
 # Every fuzz target for a moment; crashers are kept in testdata/fuzz and become tests.
 fuzz:

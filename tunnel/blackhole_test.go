@@ -17,6 +17,7 @@ import (
 // pathway is a path between an Echo and its answers: what is larger than carries vanishes, and with it a part of all.
 type pathway struct {
 	carries  atomic.Int64
+	kernel   atomic.Int64 // path MTU that the kernel knows
 	loss     float64
 	trip     time.Duration
 	rng      *rand.Rand
@@ -28,6 +29,7 @@ type pathway struct {
 func carrying(bytes int, trip time.Duration, loss float64) *pathway {
 	p := &pathway{loss: loss, trip: trip}
 	p.carries.Store(int64(bytes))
+	p.kernel.Store(1500)
 	return p
 }
 
@@ -52,11 +54,11 @@ func (w *pathway) Answers() <-chan EchoAnswer { return w.answers }
 
 // probing is a tunnel with a path to peer hb whose packets must not be fragmented, and a way to send packets of a size there; for
 // as long as a function runs.
-func probing(t *testing.T, w *pathway, kernel *atomic.Int64, f func(tn *Tunnel, path *routing.Path, send func(bytes int) bool)) {
+func probing(t *testing.T, w *pathway, f func(tn *Tunnel, path *routing.Path, send func(bytes int) bool)) {
 	synctest.Test(t, func(t *testing.T) {
 		w.rng, w.answers = rand.New(rand.NewPCG(1, 2)), make(chan EchoAnswer, 2*probesPerSecond)
 		tn := bridged(t, FDBConfig{})
-		tn.cfg.DF, tn.cfg.Echo, tn.cfg.PathMTU = DFSet, w, func(netip.Addr) (int, error) { return int(kernel.Load()), nil }
+		tn.cfg.DF, tn.cfg.Echo, tn.cfg.PathMTU = DFSet, w, func(netip.Addr) (int, error) { return int(w.kernel.Load()), nil }
 		tn.paths = newPaths(&tn.cfg, tn.table, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		go tn.paths.run(ctx)
@@ -85,11 +87,9 @@ func stream(send func(int) bool, bytes int, most time.Duration) time.Duration {
 func TestBlackHole(t *testing.T) {
 	for _, trip := range []time.Duration{time.Millisecond, 40 * time.Millisecond, 150 * time.Millisecond} {
 		for carries := 577; carries < 1500; carries += 71 {
-			var kernel atomic.Int64
-			kernel.Store(1500)
 			for _, later := range []bool{false, true} {
 				w := carrying(carries, trip, 0)
-				probing(t, w, &kernel, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
+				probing(t, w, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
 					if later {
 						w.carries.Store(1500)
 						if took := stream(send, 1500, 20*time.Second); took < 20*time.Second {
@@ -116,10 +116,8 @@ func TestBlackHole(t *testing.T) {
 
 // It is gone when larger packets arrive again, and it may become narrower.
 func TestBlackHoleChanges(t *testing.T) {
-	var kernel atomic.Int64
-	kernel.Store(1500)
 	w := carrying(1400, time.Millisecond, 0)
-	probing(t, w, &kernel, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
+	probing(t, w, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
 		stream(send, 1500, time.Minute)
 		w.carries.Store(1300)
 		if took := stream(send, 1400, time.Minute); took > 3*time.Second {
@@ -142,10 +140,8 @@ func TestBlackHoleChanges(t *testing.T) {
 // A large packet now and then is enough, whatever else flows; and what flows is enough to find out that the black hole is gone, or takes
 // more than it did.
 func TestBlackHoleBesideOtherTraffic(t *testing.T) {
-	var kernel atomic.Int64
-	kernel.Store(1500)
 	w := carrying(1450, time.Millisecond, 0)
-	probing(t, w, &kernel, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
+	probing(t, w, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
 		second := func(others, large int) { // a second of traffic
 			send(large)
 			for range 100 {
@@ -183,10 +179,8 @@ func TestBlackHoleBesideOtherTraffic(t *testing.T) {
 
 // A peer that moves while its path is looked at is not held to what is found on the old one.
 func TestPeerMovesDuringASearch(t *testing.T) {
-	var kernel atomic.Int64
-	kernel.Store(1500)
 	w := carrying(1400, time.Millisecond, 0)
-	probing(t, w, &kernel, func(tn *Tunnel, path *routing.Path, send func(int) bool) {
+	probing(t, w, func(tn *Tunnel, path *routing.Path, send func(int) bool) {
 		send(1500)
 		time.Sleep(200 * time.Millisecond)
 		peers := bridgePeers("hb", "hc", "hd")
@@ -203,10 +197,8 @@ func TestPeerMovesDuringASearch(t *testing.T) {
 
 // Many peers behind one narrow hop are found out about together.
 func TestManyBlackHoles(t *testing.T) {
-	var kernel atomic.Int64
-	kernel.Store(1500)
 	w := carrying(1450, 100*time.Microsecond, 0)
-	probing(t, w, &kernel, func(tn *Tunnel, _ *routing.Path, _ func(int) bool) {
+	probing(t, w, func(tn *Tunnel, _ *routing.Path, _ func(int) bool) {
 		var peers []routing.Peer
 		for i := range 40 {
 			at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 30, 1, byte(i)}), 8472)
@@ -231,9 +223,7 @@ func TestManyBlackHoles(t *testing.T) {
 
 // Looking at the path costs a packet no allocation.
 func TestFitsDoesNotAllocate(t *testing.T) {
-	var kernel atomic.Int64
-	kernel.Store(1500)
-	probing(t, carrying(1500, time.Millisecond, 0), &kernel, func(tn *Tunnel, _ *routing.Path, _ func(int) bool) {
+	probing(t, carrying(1500, time.Millisecond, 0), func(tn *Tunnel, _ *routing.Path, _ func(int) bool) {
 		peer, packet := tn.table.Load().LookupName("hb"), &Packet{Data: make([]byte, 1400), Count: 1}
 		if n := testing.AllocsPerRun(100, func() { tn.fits(peer, packet) }); n != 0 {
 			t.Errorf("%v allocations", n)
@@ -243,10 +233,8 @@ func TestFitsDoesNotAllocate(t *testing.T) {
 
 // Loss is no black hole.
 func TestLossyPath(t *testing.T) {
-	var kernel atomic.Int64
-	kernel.Store(1500)
 	w := carrying(1500, 5*time.Millisecond, 0.05)
-	probing(t, w, &kernel, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
+	probing(t, w, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
 		if took := stream(send, 1500, 10*time.Minute); took < 10*time.Minute {
 			mtu, _ := path.MTU()
 			t.Errorf("a path that loses one in twenty was found to be a black hole of more than %d after %v", mtu, took)
@@ -259,10 +247,8 @@ func TestLossyPath(t *testing.T) {
 
 // Where nothing is answered, nothing is believed, and it is asked for seldom; nobody is asked for small packets, or for none.
 func TestSilentPeer(t *testing.T) {
-	var kernel atomic.Int64
-	kernel.Store(1500)
 	w := carrying(0, 0, 0)
-	probing(t, w, &kernel, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
+	probing(t, w, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
 		stream(send, floor4, time.Minute)
 		if time.Sleep(time.Minute); w.requests.Load() != 0 {
 			t.Errorf("%d requests for small packets", w.requests.Load())
@@ -281,18 +267,16 @@ func TestSilentPeer(t *testing.T) {
 
 // What the kernel knows to be narrow is its own business: the sender is told of that, and nothing is called a black hole.
 func TestKernelKnows(t *testing.T) {
-	var kernel atomic.Int64
-	kernel.Store(1500)
 	w := carrying(1400, time.Millisecond, 0)
-	probing(t, w, &kernel, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
+	probing(t, w, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
 		send(1500)
 		time.Sleep(20 * time.Millisecond)
-		kernel.Store(1400) // the request has brought it
+		w.kernel.Store(1400) // the request has brought it
 		stream(send, 1500, time.Minute)
 		if mtu, hole := path.MTU(); mtu != 1400 || hole {
 			t.Errorf("%d, %v", mtu, hole)
 		}
-		kernel.Store(1500)
+		w.kernel.Store(1500)
 		w.carries.Store(1500)
 		time.Sleep(2 * pathRefresh)
 		if mtu, _ := path.MTU(); mtu != 1500 {

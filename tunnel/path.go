@@ -204,8 +204,8 @@ func (t *Tunnel) staysWhole(p *Packet) bool {
 	return t.cfg.DF == DFSet || t.cfg.DF == DFInherit && (p.Headers.DF || p.Headers.Kind == encap.KindIPv6)
 }
 
-// narrow reports whether something is known of the path to a peer that its senders can be told.
-func (t *Tunnel) narrow(peer *routing.Peer) bool {
+// knowsPath reports whether something is known of the path to a peer that its senders can be told.
+func (t *Tunnel) knowsPath(peer *routing.Peer) bool {
 	mtu, _ := peer.State().Path.MTU()
 	return mtu > 0
 }

@@ -243,7 +243,7 @@ func (x *transmitter) explain(r encap.Reason, peer *routing.Peer, p *Packet) {
 	switch {
 	case r == encap.TTLExpired:
 		u, src = encap.TimeExceeded, farEnd(peer, src)
-	case r == encap.PktTooBig && peer != nil && x.t.narrow(peer):
+	case r == encap.PktTooBig && peer != nil && x.t.knowsPath(peer):
 		u, mtu = encap.TooBig, x.t.innerMTU(peer, p)
 	case r != encap.NoTXTarget, !x.t.told.Load(), x.t.rules.Bridge:
 		return

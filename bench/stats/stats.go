@@ -3,6 +3,7 @@
 package stats
 
 import (
+	"cmp"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -32,18 +33,20 @@ const (
 )
 
 // Median returns the median of samples, NaN when there are none. The slice is not changed.
-func Median(samples []float64) float64 { return medianOf(slices.Clone(samples)) }
-
-// medianOf sorts s, its scratch.
-func medianOf(s []float64) float64 {
+func Median(samples []float64) float64 {
+	s := slices.Sorted(slices.Values(samples))
 	if len(s) == 0 {
 		return math.NaN()
 	}
-	slices.Sort(s)
-	if n := len(s); n%2 == 0 {
-		return (s[n/2-1] + s[n/2]) / 2
+	return middle(len(s), func(i int) float64 { return s[i] })
+}
+
+// middle returns the median of n values, of which at returns those in the middle by their place in order.
+func middle(n int, at func(int) float64) float64 {
+	if n%2 == 0 {
+		return (at(n/2-1) + at(n/2)) / 2
 	}
-	return s[len(s)/2]
+	return at(n / 2)
 }
 
 // MedianInterval returns the median of samples with its 95 % interval, by the percentile bootstrap (Efron, 1979). It is
@@ -69,16 +72,42 @@ func RatioOfRatios(a, b, c, d []float64, confidence float64) Interval {
 	})
 }
 
-// drawer draws with replacement.
-type drawer struct{ from, scratch []float64 }
+// drawer draws with replacement. It sorts once: what is drawn is counted by place in that order.
+type drawer struct {
+	sorted []float64
+	places []int // in sorted, of each sample
+	counts []int // by place
+}
 
-func newDrawer(from []float64) *drawer { return &drawer{from, make([]float64, len(from))} }
+func newDrawer(from []float64) *drawer {
+	order := make([]int, len(from))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(from[a], from[b]) })
+	d := &drawer{make([]float64, len(from)), make([]int, len(from)), make([]int, len(from))}
+	for place, i := range order {
+		d.sorted[place], d.places[i] = from[i], place
+	}
+	return d
+}
 
 func (d *drawer) median(rng *rand.Rand) float64 {
-	for i := range d.scratch {
-		d.scratch[i] = d.from[rng.IntN(len(d.from))]
+	clear(d.counts)
+	for range d.places {
+		d.counts[d.places[rng.IntN(len(d.places))]]++
 	}
-	return medianOf(d.scratch)
+	return middle(len(d.places), d.drawn)
+}
+
+// drawn returns the value at a place among those drawn, in order.
+func (d *drawer) drawn(place int) float64 {
+	for i, n := range d.counts {
+		if place -= n; place < 0 {
+			return d.sorted[i]
+		}
+	}
+	return math.NaN() // nothing was drawn
 }
 
 func bootstrap(value, confidence float64, once func(*rand.Rand) float64) Interval {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -16,20 +15,6 @@ import (
 	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/bench/traffic"
 )
-
-// exec runs a command in a host and returns what it printed.
-func (p *pair) exec(h *lab.Host, name string, args ...string) string {
-	p.t.Helper()
-	var out bytes.Buffer
-	cmd := exec.Command(name, args...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	c, err := h.Start(cmd)
-	must(p.t, err)
-	if err := c.Wait(); err != nil {
-		p.t.Fatalf("%s %s in host %s: %v\n%s", name, strings.Join(args, " "), h.Name(), err, out.String())
-	}
-	return out.String()
-}
 
 // swallow keeps a router from sending ICMP of its own: it drops what does not fit, and nobody hears of it.
 func (p *pair) swallow(h *lab.Host) {

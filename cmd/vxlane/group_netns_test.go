@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -225,4 +226,31 @@ func TestGroupOnASharedPort(t *testing.T) {
 		all[device].balanced()
 	}
 	all["vx1"].stop()
+}
+
+// With an underlay address of the loopback device, the group is on the device that the route to it says; without one, it is asked for.
+func TestGroupFromTheLoopbackDevice(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, wire{})
+	must(t, p.a.AddAddresses("lo", prefixes("10.0.0.1/32")...))
+	config := p.write("lo.yaml", `version: 1
+tunnels:
+  - device: {mode: tap, addresses: [10.99.0.1/24]}
+    underlay: {local: 10.0.0.1, source_check: {outer: false}}
+    fdb: {learning: true, group: 239.1.1.1}
+`)
+	d := p.launch(p.a, "--config", config)
+	if err := d.cmd.Wait(); err == nil || !strings.Contains(d.output(), "tunnels[0].fdb.group: ") || !strings.Contains(d.output(), "ip route add 239.1.1.1 dev DEVICE") {
+		t.Errorf("without a route to the group: %v\n%s", err, d.output())
+	}
+	p.exec(p.a, "ip", "route", "add", "239.1.1.1", "dev", "eth0")
+	d = p.start(p.a, "--config", config)
+	p.exec(p.b, "ip", "route", "add", "10.0.0.1", "via", "172.30.0.1")
+	p.addKernelPeer(func(v *lab.VXLAN) { v.Remote, v.Link = netip.MustParseAddr("239.1.1.1"), "eth0" })
+	p.ping(p.b, overlayA[0], 1400)
+	p.ping(p.a, overlayB[0], 1400)
+	if s := d.status(); s.Underlay.Device != "eth0" || s.Device.MTU != 1450 {
+		t.Errorf("MTU %d, on %s", s.Device.MTU, s.Underlay.Device)
+	}
+	d.stop()
 }

@@ -3,15 +3,21 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/bench/traffic"
@@ -314,4 +320,34 @@ func (p *pair) healthy(before map[*lab.Host]map[string]int64) {
 
 func (p *pair) counters() map[*lab.Host]map[string]int64 {
 	return map[*lab.Host]map[string]int64{p.a: p.netstat(p.a), p.b: p.netstat(p.b)}
+}
+
+// exec runs a command in a host and returns what it printed.
+func (p *pair) exec(h *lab.Host, name string, args ...string) string {
+	p.t.Helper()
+	var out bytes.Buffer
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	c, err := h.Start(cmd)
+	must(p.t, err)
+	if err := c.Wait(); err != nil {
+		p.t.Fatalf("%s %s in host %s: %v\n%s", name, strings.Join(args, " "), h.Name(), err, out.String())
+	}
+	return out.String()
+}
+
+// dialUDP opens a connected UDP socket of a host with one socket option set.
+func (p *pair) dialUDP(h *lab.Host, local, remote netip.AddrPort, level, option, value int) (conn net.Conn) {
+	p.t.Helper()
+	dialer := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(local), Control: func(_, _ string, c syscall.RawConn) error {
+		var set error
+		err := c.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), level, option, value) })
+		return errors.Join(err, set)
+	}}
+	must(p.t, h.Run(func() (err error) {
+		conn, err = dialer.Dial("udp", remote.String())
+		return err
+	}))
+	p.t.Cleanup(func() { _ = conn.Close() })
+	return conn
 }

@@ -4,7 +4,6 @@ package main
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -233,27 +232,12 @@ func (d *running) awaitReason(reason string, n uint64) {
 // sendWithTOS sends a datagram to the tunnel's port with a TOS or traffic class.
 func (p *pair) sendWithTOS(from *lab.Host, src, dst string, datagram []byte, tos uint8) {
 	p.t.Helper()
-	err := from.Run(func() error {
-		conn, err := net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(src)}, &net.UDPAddr{IP: net.ParseIP(dst), Port: 8472})
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		raw, err := conn.SyscallConn()
-		if err != nil {
-			return err
-		}
-		var optErr error
-		err = raw.Control(func(fd uintptr) {
-			if net.ParseIP(src).To4() != nil {
-				optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TOS, int(tos))
-			} else {
-				optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TCLASS, int(tos))
-			}
-		})
-		_, writeErr := conn.Write(datagram)
-		return errors.Join(err, optErr, writeErr)
-	})
+	level, option := unix.IPPROTO_IP, unix.IP_TOS
+	if netip.MustParseAddr(src).Is6() {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+	}
+	conn := p.dialUDP(from, netip.AddrPortFrom(netip.MustParseAddr(src), 0), netip.AddrPortFrom(netip.MustParseAddr(dst), 8472), level, option, int(tos))
+	_, err := conn.Write(datagram)
 	must(p.t, err)
 }
 

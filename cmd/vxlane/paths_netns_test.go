@@ -8,9 +8,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os/exec"
+	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 
 	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/bench/traffic"
+	"github.com/vxlane/vxlane/tunnel"
 )
 
 // A narrow hop on the underlay, of which neither end knows at first:
@@ -71,13 +71,8 @@ tunnels:
 					want = 1400 - 70
 				}
 				for _, to := range overlayB {
-					var out bytes.Buffer
-					cmd := exec.Command("ip", "route", "get", to.String())
-					cmd.Stdout, cmd.Stderr = &out, &out
-					c, err := p.a.Start(cmd)
-					must(t, err)
-					if err := c.Wait(); err != nil || !strings.Contains(out.String(), fmt.Sprintf(" mtu %d", want)) {
-						t.Errorf("the host's route to %s is %s, %v; want mtu %d", to, out.String(), err, want)
+					if out := p.exec(p.a, "ip", "route", "get", to.String()); !strings.Contains(out, fmt.Sprintf(" mtu %d", want)) {
+						t.Errorf("the host's route to %s is %s; want mtu %d", to, out, want)
 					}
 				}
 				s := d.stats()
@@ -100,9 +95,12 @@ func TestPathMTUFollowsRoutes(t *testing.T) {
 	d := p.start(p.a, "--config", p.write("routes.yaml", fmt.Sprintf(`version: 1
 tunnels:
   - device: {addresses: [10.99.0.1/24]}
-    underlay: {local: %q, df: set}
+    underlay: {local: %q, df: set, path_probe: false}
     peers: [{name: b, endpoint: %q, allowed_ips: [10.99.0.2]}]
 `, local, remote)))
+	if off := (tunnel.Capability{Name: "path-probe", Reason: "turned off (path_probe: false)"}); !slices.Contains(d.status().Capabilities, off) {
+		t.Errorf("features %+v", d.status().Capabilities)
+	}
 	await := func(mtu int) {
 		t.Helper()
 		for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
@@ -255,22 +253,9 @@ func udpSuperPackets(t *testing.T, mode string) {
 		for j := range payload {
 			payload[j] = byte(j / size)
 		}
-		err = p.b.Run(func() error {
-			dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
-				var optErr error
-				err := c.Control(func(fd uintptr) { optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size) })
-				return errors.Join(err, optErr)
-			}}
-			conn, err := dialer.Dial(network, server.LocalAddr().String())
-			if err != nil {
-				return err
-			}
-			_, err = conn.Write(payload)
-			return errors.Join(err, conn.Close())
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := p.dialUDP(p.b, netip.AddrPortFrom(overlayB[i], 0), server.LocalAddr().(*net.UDPAddr).AddrPort(), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size)
+		_, err = conn.Write(payload)
+		must(t, err)
 		buf := make([]byte, 1<<16)
 		for j := range count {
 			_ = server.SetReadDeadline(time.Now().Add(patience))

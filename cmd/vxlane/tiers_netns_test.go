@@ -83,37 +83,39 @@ tunnels:
 // inner, as it has.
 func TestFramesOnAPlainWire(t *testing.T) {
 	for _, tier := range tiers {
-		t.Run(tier, func(t *testing.T) {
-			p := newPair(t, wire{Offloads: noOffloads})
-			p.needTier(tier)
-			d := p.start(p.a, upArgs("--tier", tier)...)
-			p.addKernelPeer()
-			p.pingAll(56)
-			frames := p.framesDuring(func() {
-				for i := range overlayB {
-					p.tcp(p.a, p.b, overlayB[i], 30*time.Millisecond)
-					p.ping(p.a, overlayB[i], 5000)
+		for _, mode := range []string{"tun", "tap"} {
+			t.Run(tier+" "+mode, func(t *testing.T) {
+				p := newPair(t, wire{Offloads: noOffloads})
+				p.needTier(tier)
+				d := p.start(p.a, upArgs("--tier", tier, "--mode", mode)...)
+				p.addKernelPeer()
+				p.pingAll(56)
+				frames := p.framesDuring(func() {
+					for i := range overlayB {
+						p.tcp(p.a, p.b, overlayB[i], 30*time.Millisecond)
+						p.ping(p.a, overlayB[i], 5000)
+					}
+					ctx, cancel := context.WithTimeout(context.Background(), patience)
+					defer cancel()
+					if _, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], 4, 200); err != nil {
+						t.Error(err)
+					}
+				})
+				checked := 0
+				for _, f := range frames {
+					if checkFrame(t, f) {
+						checked++
+					}
+					if t.Failed() {
+						break
+					}
 				}
-				ctx, cancel := context.WithTimeout(context.Background(), patience)
-				defer cancel()
-				if _, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], 4, 200); err != nil {
-					t.Error(err)
+				if checked < 1000 {
+					t.Errorf("only %d of %d frames are ours", checked, len(frames))
 				}
+				d.stop()
 			})
-			checked := 0
-			for _, f := range frames {
-				if checkFrame(t, f) {
-					checked++
-				}
-				if t.Failed() {
-					break
-				}
-			}
-			if checked < 1000 {
-				t.Errorf("only %d of %d frames are ours", checked, len(frames))
-			}
-			d.stop()
-		})
+		}
 	}
 }
 

@@ -223,23 +223,9 @@ func TestTrainOfSeveralVNIs(t *testing.T) {
 		encap.PutVXLAN(d, encap.VNI(n)*10)
 		train, size = append(train, d...), len(d)
 	}
-	must(t, p.b.Run(func() error {
-		conn, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("172.30.0.2:40000")), net.UDPAddrFromAddrPort(netip.MustParseAddrPort("172.30.0.1:8472")))
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		raw, err := conn.SyscallConn()
-		if err != nil {
-			return err
-		}
-		var set error
-		if err := raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size) }); err != nil || set != nil {
-			return fmt.Errorf("%w %w", err, set)
-		}
-		_, err = conn.Write(train)
-		return err
-	}))
+	conn := p.dialUDP(p.b, netip.MustParseAddrPort("172.30.0.2:40000"), netip.MustParseAddrPort("172.30.0.1:8472"), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size)
+	_, err := conn.Write(train)
+	must(t, err)
 	for name, d := range all {
 		for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 			s := d.stats()

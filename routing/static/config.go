@@ -93,7 +93,7 @@ type FDB struct {
 	PeerLimit int        `yaml:"peer_limit" json:"peer_limit" default:"1024" doc:"Tap mode only: how many learned MACs there may be behind one peer."`
 	VLANs     bool       `yaml:"vlans" json:"vlans" default:"false" doc:"Tap mode only: look MACs up by VLAN, too; a MAC may then be behind one peer in one VLAN and behind another in the next."`
 	Flood     Flood      `yaml:"flood" json:"flood" default:"all" doc:"Tap mode only: who gets broadcast, unknown and multicast frames: all, none, or a list of peer names."`
-	Group     netip.Addr `yaml:"group" json:"group" default:"\"\"" doc:"Tap mode only: underlay multicast group for such frames, such as 239.1.1.1 or ff05::100, joined on the device that has underlay.local. They go to it instead of to all peers one by one, and besides to those that flood lists. Its datagrams have the TTL of the others, with ttl: auto 1."`
+	Group     netip.Addr `yaml:"group" json:"group" default:"\"\"" doc:"Tap mode only: underlay multicast group for such frames, such as 239.1.1.1 or ff05::100, joined on the device that has underlay.local, or when that is the loopback device on the one that the route to the group says. They go to it instead of to all peers one by one, and besides to those that flood lists. Its datagrams have the TTL of the others, with ttl: auto 1."`
 	Suppress  Suppress   `yaml:"suppress" json:"suppress" default:"false" doc:"Tap mode only: answer ARP and neighbour discovery of the device here where peers' mac and a single host in allowed_ips say what the answer is. true floods what is not known, as flood says; drop drops it. Announcements, and probes of one's own address, always pass."`
 }
 

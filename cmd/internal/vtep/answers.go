@@ -33,13 +33,14 @@ func (v *VTEP) Status(ready bool) control.Status {
 	for _, a := range addrs {
 		s.Device.AddressesNow = append(s.Device.AddressesNow, a.String())
 	}
-	for _, p := range v.Tunnel.PeerStatus() {
+	peers := v.Tunnel.PeerStatus()
+	for _, p := range peers {
 		s.Peers.Total++
 		if p.Up() {
 			s.Peers.Up++
 		}
 	}
-	s.Paths = v.paths()
+	s.Paths = oddPaths(peers)
 	if err := v.RouteErr(); err != nil {
 		s.Degraded = append(s.Degraded, err.Error())
 	}
@@ -52,10 +53,10 @@ func (v *VTEP) Status(ready bool) control.Status {
 	return s
 }
 
-// paths says which peers are behind a black hole, and of which nobody could tell.
-func (v *VTEP) paths() []string {
+// oddPaths says which peers are behind a black hole, and of which nobody could tell.
+func oddPaths(peers []tunnel.PeerStatus) []string {
 	all, silent := []string{}, []string{}
-	for _, p := range v.Tunnel.PeerStatus() {
+	for _, p := range peers {
 		switch {
 		case p.BlackHole:
 			all = append(all, fmt.Sprintf("black hole to %s: of more than %d bytes nothing arrives, and no ICMP error tells of it; senders are told by this end", p.Peer.Name, p.PathMTU))
