@@ -48,14 +48,22 @@ func udp4(tb testing.TB, payload []byte) []byte {
 	ip := ip4(layers.IPProtocolUDP)
 	u := &layers.UDP{SrcPort: 1000, DstPort: 2000}
 	_ = u.SetNetworkLayerForChecksum(ip)
-	return serialize(tb, ip, u, gopacket.Payload(payload))
+	return zeroIsAllOnes(serialize(tb, ip, u, gopacket.Payload(payload)), 26)
 }
 
 func udp6(tb testing.TB, payload []byte) []byte {
 	ip := ip6(layers.IPProtocolUDP)
 	u := &layers.UDP{SrcPort: 1000, DstPort: 2000}
 	_ = u.SetNetworkLayerForChecksum(ip)
-	return serialize(tb, ip, u, gopacket.Payload(payload))
+	return zeroIsAllOnes(serialize(tb, ip, u, gopacket.Payload(payload)), 46)
+}
+
+// zeroIsAllOnes writes a UDP checksum that came to zero as RFC 768 has it; gopacket leaves the zero, which says that there is none.
+func zeroIsAllOnes(packet []byte, field int) []byte {
+	if packet[field]|packet[field+1] == 0 {
+		packet[field], packet[field+1] = 0xff, 0xff
+	}
+	return packet
 }
 
 func tcpHeader() *layers.TCP {
