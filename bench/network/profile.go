@@ -39,8 +39,12 @@ func Profiles() []Profile {
 			StandsFor: "older and simple NICs: TCP segmentation and nothing more.",
 		},
 		{
+			Name: "no-udp-gso-advised", Summary: "no-udp-gso, with the setting on that vxlane status advises: rx-udp-gro-forwarding", Offloads: with(noUDPGSO, map[string]bool{"rx-udp-gro-forwarding": true}),
+			StandsFor: "as no-udp-gso, on hosts whose owner followed the advice. It is on for all systems.",
+		},
+		{
 			Name: "wire", Summary: "no segmentation and no checksum offload: MTU-sized frames with real checksums; the receiver does GRO", Offloads: wire,
-			StandsFor: "a plain Ethernet NIC, and what the frames on any cable look like. The most honest of the four for traffic between machines.",
+			StandsFor: "a plain Ethernet NIC, and what the frames on any cable look like. The most honest of them for traffic between machines.",
 		},
 	}
 	var all []Profile

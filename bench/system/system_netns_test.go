@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/bench/network"
 )
 
@@ -34,9 +35,11 @@ func TestMain(m *testing.M) {
 	}
 }
 
-func build(t *testing.T) *network.Network {
+func build(t *testing.T) *network.Network { return buildProfile(t, "full") }
+
+func buildProfile(t *testing.T, profile string) *network.Network {
 	t.Helper()
-	p, err := network.FindProfile("full")
+	p, err := network.FindProfile(profile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,12 +55,19 @@ func build(t *testing.T) *network.Network {
 	return n
 }
 
-// Every system carries packets between hosts and between pods, or says why it cannot run.
-func TestSystems(t *testing.T) {
+// buildVXLANE returns the path of the program.
+func buildVXLANE(t *testing.T) string {
+	t.Helper()
 	vxlane := filepath.Join(t.TempDir(), "vxlane")
 	if out, err := exec.Command("go", "build", "-o", vxlane, "../../cmd/vxlane").CombinedOutput(); err != nil {
 		t.Fatalf("build vxlane: %v\n%s", err, out)
 	}
+	return vxlane
+}
+
+// Every system carries packets between hosts and between pods, or says why it cannot run.
+func TestSystems(t *testing.T) {
+	vxlane := buildVXLANE(t)
 	cannot := make(map[string]string)
 	if !haveFlannel {
 		cannot["flannel-udp"] = errNoFlannel.Error()
@@ -123,6 +133,65 @@ func TestExec(t *testing.T) {
 	if err := in.ConnectPods(t.Context(), n); err != nil {
 		t.Error(err)
 	}
+}
+
+// The options that the example takes reach the lab's devices and processes, and nothing of the machine's.
+func TestOptionsExample(t *testing.T) {
+	t.Setenv("PATH", filepath.Dir(buildVXLANE(t))+":"+os.Getenv("PATH"))
+	s, err := ParseExec("exec:TIER=portable QUEUES=1 CPU=0 NAPI=threaded FLUSH=20000 ../../docs/examples/vxlane-options.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := func() string {
+		out, err := exec.Command("sh", "-c", "grep -H . /sys/class/net/*/gro_flush_timeout /sys/class/net/*/napi_defer_hard_irqs /sys/class/net/*/threaded").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	before := settings()
+	n := buildProfile(t, "wire") // NAPI=threaded needs a device that does NAPI
+	in, err := s.Start(t.Context(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := in.ConnectPods(t.Context(), n); err != nil {
+		t.Error(err)
+	}
+	if after := settings(); after != before {
+		t.Errorf("devices of this machine: were\n%s\nare\n%s", before, after)
+	}
+	for _, pair := range n.Sides() {
+		checkOptions(t, pair[0].Host)
+	}
+}
+
+// checkOptions looks at what the example set on one host.
+func checkOptions(t *testing.T, h *lab.Host) {
+	t.Helper()
+	show := exec.Command("unshare", "--mount", "sh", "-c", "mount -t sysfs lab /sys && cd /sys/class/net/"+network.Device+" && cat gro_flush_timeout napi_defer_hard_irqs threaded")
+	var out []byte
+	err := h.Run(func() (err error) {
+		out, err = show.CombinedOutput()
+		return err
+	})
+	if err != nil || string(out) != "20000\n2\n1\n" {
+		t.Errorf("settings of host %s: %q, %v", h.Name(), out, err)
+	}
+	pids, err := h.Processes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range pids {
+		if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); string(name) == "vxlane\n" {
+			var cpus unix.CPUSet
+			if err := unix.SchedGetaffinity(pid, &cpus); err != nil || cpus.Count() != 1 || !cpus.IsSet(0) {
+				t.Errorf("vxlane on host %s: affinity %v, %v; want core 0", h.Name(), cpus, err)
+			}
+			return
+		}
+	}
+	t.Errorf("no vxlane on host %s", h.Name())
 }
 
 // A process that ends while the system is measured is an error, whether it is the command or went into the background, and
