@@ -91,7 +91,7 @@ func TestLoopsDoNotAllocate(t *testing.T) {
 		for i := range datagrams {
 			datagrams[i].Data = datagrams[0].Data[:len(datagrams[0].Data):len(datagrams[0].Data)] // one flow
 		}
-		x, r := tun.lanes[0].transmit, tun.lanes[0].receive
+		x, r := tun.workers[0].transmit, tun.workers[0].receive
 		for name, step := range map[string]func(){
 			"transmit": func() { x.step(packets) },
 			"receive":  func() { _ = r.step(datagrams) },
@@ -110,7 +110,7 @@ func TestLoopsDoNotAllocate(t *testing.T) {
 // Cutting a super-packet into a train allocates nothing either.
 func TestCuttingDoesNotAllocate(t *testing.T) {
 	tun, _, _ := loopForTest(t, 0, true)
-	x := tun.lanes[0].transmit
+	x := tun.workers[0].transmit
 	batch := NewBatch()
 	n := testing.AllocsPerRun(100, func() {
 		batch.Reset()
@@ -131,8 +131,8 @@ func BenchmarkLoop(b *testing.B) {
 	for _, payload := range []int{64, 1400} {
 		tun, packets, datagrams := loopForTest(b, payload, true)
 		for direction, step := range map[string]func() error{
-			"transmit": func() error { tun.lanes[0].transmit.step(packets); return nil },
-			"receive":  func() error { return tun.lanes[0].receive.step(datagrams) },
+			"transmit": func() error { tun.workers[0].transmit.step(packets); return nil },
+			"receive":  func() error { return tun.workers[0].receive.step(datagrams) },
 		} {
 			b.Run(fmt.Sprintf("direction=%s/payload=%d", direction, payload), func(b *testing.B) {
 				b.ReportAllocs()

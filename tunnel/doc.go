@@ -6,8 +6,7 @@
 //	train     datagrams of equal size to one peer, handed to the kernel in one call
 //	snapshot  an immutable peer table; a loop loads one per batch
 //	verdict   what happens to a packet: a peer, or a drop with one reason
-//	lane      one queue of the device with one socket, and counters of its own
-//	worker    a thread that serves one lane or several, both ways
+//	worker    a thread that serves one queue of the device and one socket, both ways, with counters of its own
 //	tier      the set of kernel offloads in use
 //
 // The way of a packet:

@@ -146,7 +146,7 @@ func TestLearningFromStrangers(t *testing.T) {
 		batch := NewBatch()
 		copy(batch.Space()[Headroom:], frameTo(station(1)))
 		batch.Add(60, encap.Offload{})
-		tn.lanes[0].transmit.step(batch.Packets())
+		tn.workers[0].transmit.step(batch.Packets())
 		if tn.Stats().Encap.Delivered != before+1 || p.State().Totals().EncapPackets != 1 {
 			t.Errorf("a frame for it was not sent: %+v", tn.Stats().Encap)
 		}
@@ -265,7 +265,7 @@ func TestFrameVerdicts(t *testing.T) {
 		batch := NewBatch()
 		copy(batch.Space()[Headroom:], frameTo(c.dst))
 		batch.Add(len(frameTo(c.dst)), encap.Offload{})
-		tn.lanes[0].transmit.step(batch.Packets())
+		tn.workers[0].transmit.step(batch.Packets())
 		s := tn.Stats().Encap
 		if delivered := uint64(min(1, c.flood+len(c.peer))); s.Received != 1 || s.Delivered != delivered || s.Dropped != 1-delivered || int(s.Copies) != max(0, c.flood-1) {
 			t.Errorf("%s: %+v", c.name, s)
@@ -282,14 +282,14 @@ func TestFloodLimit(t *testing.T) {
 		batch.Add(60, encap.Offload{})
 		const frames = 2 * copiesPerSecond
 		for range frames {
-			tn.lanes[0].transmit.step(batch.Packets())
+			tn.workers[0].transmit.step(batch.Packets())
 		}
 		s := tn.Stats().Encap
 		if want := uint64(copiesPerSecond / 2); s.Delivered != want || s.Copies != 2*want || s.Reasons["flood_limit"] != frames-want {
 			t.Errorf("%d delivered, %d copies, %v", s.Delivered, s.Copies, s.Reasons)
 		}
 		time.Sleep(time.Second)
-		tn.lanes[0].transmit.step(batch.Packets())
+		tn.workers[0].transmit.step(batch.Packets())
 		if got := tn.Stats().Encap.Delivered; got != s.Delivered+1 {
 			t.Error("a second later, nothing goes")
 		}
@@ -310,7 +310,7 @@ func TestFloodedSuperPackets(t *testing.T) {
 		batch.Reset()
 		copy(batch.Space()[Headroom:], frame)
 		batch.Add(len(frame), encap.Offload{GSO: encap.GSOTCP, SegmentSize: 1000, NeedsChecksum: true, ChecksumStart: 34, ChecksumField: 34 + 16})
-		tn.lanes[0].transmit.step(batch.Packets())
+		tn.workers[0].transmit.step(batch.Packets())
 	}
 	step()
 	if s := tn.Stats().Encap; s.Delivered != 30 || s.Copies != 60 || s.Dropped != 0 {
@@ -345,7 +345,7 @@ func TestFramesDoNotAllocate(t *testing.T) {
 		data[encap.VXLANHeaderLen+11] = byte(1 + i%2)
 		datagrams = append(datagrams, Datagram{Data: data, Count: 1, Remote: netip.MustParseAddrPort("172.30.0.99:8472")}) // hc
 	}
-	x, r := tn.lanes[0].transmit, tn.lanes[0].receive
+	x, r := tn.workers[0].transmit, tn.workers[0].receive
 	for name, step := range map[string]func(){"transmit": func() { x.step(batch.Packets()) }, "receive": func() { _ = r.step(datagrams) }} {
 		if n := testing.AllocsPerRun(100, step); n != 0 {
 			t.Errorf("%s: %v allocations for a batch", name, n)
@@ -445,7 +445,7 @@ func TestSuppression(t *testing.T) {
 		copy(batch.Space()[Headroom:], c.frame)
 		batch.Add(len(c.frame), encap.Offload{})
 		before := tn.Stats().Encap
-		tn.lanes[0].transmit.step(batch.Packets())
+		tn.workers[0].transmit.step(batch.Packets())
 		after := tn.Stats().Encap
 		if got := after.Consumed-before.Consumed == 1 && len(ends.injected) == 1; got != c.answered {
 			t.Errorf("%s: answered %v; %+v", c.name, got, after)
@@ -571,7 +571,7 @@ func TestUnansweredQuestions(t *testing.T) {
 			copy(batch.Space()[Headroom:], f)
 			batch.Add(len(f), encap.Offload{})
 		}
-		tn.lanes[0].transmit.step(batch.Packets())
+		tn.workers[0].transmit.step(batch.Packets())
 		s := tn.Stats().Encap
 		if s.Reasons["neighbour_unresolved"] != dropped || s.Delivered != uint64(len(all))-dropped {
 			t.Errorf("mode %d: %d delivered, drops %v", mode, s.Delivered, s.Reasons)
@@ -622,8 +622,8 @@ func TestChangesUnderTraffic(t *testing.T) {
 	}
 	const turns = 3000
 	for range turns {
-		tn.lanes[0].transmit.step(batch.Packets())
-		_ = tn.lanes[0].receive.step(datagrams)
+		tn.workers[0].transmit.step(batch.Packets())
+		_ = tn.workers[0].receive.step(datagrams)
 	}
 	cancel()
 	running.Wait()

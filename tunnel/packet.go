@@ -202,8 +202,8 @@ type Waiter interface {
 
 // Scheduler is how workers sleep and share their cores with other threads.
 type Scheduler struct {
-	// NewWaiter makes the Waiter of a worker between queues and receivers.
-	NewWaiter func(queues []Queue, receivers []Receiver) (Waiter, error)
+	// NewWaiter makes the Waiter of a worker between a queue and a receiver.
+	NewWaiter func(Queue, Receiver) (Waiter, error)
 	// Yield offers the core to others. When it is nil, workers that find nothing sleep at once.
 	Yield func()
 	// Patient makes the calling thread one that does not preempt others when it is woken, or an ordinary one again. It is

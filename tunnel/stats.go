@@ -17,9 +17,9 @@ type Stats struct {
 // Stats adds up the counters. They are read while they move: sums are exact once traffic rests.
 func (t *Tunnel) Stats() Stats {
 	var s Stats
-	for _, l := range t.lanes {
-		s.Encap.add(l.transmit.count)
-		s.Decap.add(l.receive.count)
+	for _, w := range t.workers {
+		s.Encap.add(w.transmit.count)
+		s.Decap.add(w.receive.count)
 	}
 	s.Encap.add(t.neighbours.out.count)
 	if t.strays.count != nil {
@@ -71,6 +71,3 @@ func (t *Tunnel) PeerStatus() []PeerStatus {
 
 // Started returns when the tunnel was made.
 func (t *Tunnel) Started() time.Time { return t.started }
-
-// Workers returns how many workers the tunnel has.
-func (t *Tunnel) Workers() int { return len(t.workers) }

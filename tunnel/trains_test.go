@@ -277,7 +277,7 @@ func TestJoinedPacketsSurviveRefusal(t *testing.T) {
 			k := &tunKernel{refuse: c.refuse}
 			q := newTUNQueue(device, -1, -1)
 			q.writev = k.writev
-			x := tun.lanes[0].receive
+			x := tun.workers[0].receive
 			x.queue = q
 			var batch []Datagram
 			var want [][]byte

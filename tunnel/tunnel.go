@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,9 +44,7 @@ type Config struct {
 	PathMTU func(netip.Addr) (int, error)
 	Echo    Echo
 
-	// Workers is how many threads move packets, at most one for each queue; 0 is one for each queue.
-	Workers int
-	// Scheduler is how workers sleep and share their cores: KernelScheduler for a kernel's device and sockets.
+	// Scheduler is how workers, one for each queue of the device, sleep and share their cores: KernelScheduler for a kernel's device and sockets.
 	Scheduler Scheduler
 
 	Log *slog.Logger
@@ -55,22 +52,20 @@ type Config struct {
 
 // Tunnel moves packets between a device and an underlay.
 type Tunnel struct {
-	cfg      Config
-	rules    Rules
-	mtu      int
-	device   Device
-	underlay Underlay
-	table    *routing.Table
-	own      atomic.Pointer[Addresses]
-	told     atomic.Bool // SetPeers was called: who is not a peer is nobody
-	hints    hints
-	fdb      *fdb // with Bridge
-	paths    *paths
-	overhead int // what encapsulation adds to a packet, in bytes
-	log      *slog.Logger
-	started  time.Time
-
-	lanes      []*lane
+	cfg        Config
+	rules      Rules
+	mtu        int
+	device     Device
+	underlay   Underlay
+	table      *routing.Table
+	own        atomic.Pointer[Addresses]
+	told       atomic.Bool // SetPeers was called: who is not a peer is nobody
+	hints      hints
+	fdb        *fdb // with Bridge
+	paths      *paths
+	overhead   int // what encapsulation adds to a packet, in bytes
+	log        *slog.Logger
+	started    time.Time
 	workers    []*worker // each has a share of the lanes
 	neighbours *neighbours
 	strays     strays
@@ -115,15 +110,9 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 	}
 	t.slow.limit = newLimiter()
 	for i, q := range queues {
-		t.lanes = append(t.lanes, &lane{newTransmitter(t, i, q, underlay.NewSender()), newReceiver(t, i, q, receivers[i])})
-	}
-	t.workers = make([]*worker, cmp.Or(min(cfg.Workers, len(queues)), len(queues)))
-	for i := range t.workers {
-		t.workers[i] = &worker{spinner: newSpinner(cfg.Scheduler)}
-	}
-	for i, l := range t.lanes {
-		w := t.workers[i%len(t.workers)]
-		w.lanes = append(w.lanes, l)
+		t.workers = append(t.workers, &worker{
+			transmit: newTransmitter(t, i, q, underlay.NewSender()), receive: newReceiver(t, i, q, receivers[i]), spinner: newSpinner(cfg.Scheduler),
+		})
 	}
 	t.neighbours = newNeighbours(t, underlay.NewSender())
 	if cfg.Shared != nil {
@@ -134,7 +123,7 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 }
 
 // slowWorker is the index of the counters that packets released by the neighbour table are booked under.
-func (t *Tunnel) slowWorker() int { return len(t.lanes) }
+func (t *Tunnel) slowWorker() int { return len(t.workers) }
 
 func (t *Tunnel) view() View {
 	v := View{Peers: t.table.Load(), Own: t.own.Load()}
@@ -218,11 +207,7 @@ func (t *Tunnel) Run(ctx context.Context) error {
 
 func (t *Tunnel) openWaiters() (err error) {
 	for _, w := range t.workers {
-		queues, receivers := make([]Queue, len(w.lanes)), make([]Receiver, len(w.lanes))
-		for i, l := range w.lanes {
-			queues[i], receivers[i] = l.transmit.queue, l.receive.underlay
-		}
-		if w.waiter, err = t.cfg.Scheduler.NewWaiter(queues, receivers); err != nil {
+		if w.waiter, err = t.cfg.Scheduler.NewWaiter(w.transmit.queue, w.receive.underlay); err != nil {
 			return fmt.Errorf("prepare worker: %w", err)
 		}
 	}

@@ -27,19 +27,15 @@ type epollWaiter struct {
 // KernelScheduler is for workers whose ends are a TUN device and UDP sockets.
 var KernelScheduler = Scheduler{NewWaiter: newEpollWaiter, Yield: yield, Patient: setBatch, Idle: idleTime}
 
-func newEpollWaiter(queues []Queue, receivers []Receiver) (Waiter, error) {
+func newEpollWaiter(q Queue, r Receiver) (Waiter, error) {
 	w := &epollWaiter{epoll: -1, wake: -1}
-	var ends []any
-	for i, q := range queues {
-		ends = append(ends, q, receivers[i])
-	}
-	if err := w.open(ends); err != nil {
+	if err := w.open(q, r); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil
 }
 
-func (w *epollWaiter) open(ends []any) (err error) {
+func (w *epollWaiter) open(ends ...any) (err error) {
 	if w.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return os.NewSyscallError("epoll_create1", err)
 	}

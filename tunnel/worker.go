@@ -6,18 +6,12 @@ import (
 	"sync/atomic"
 )
 
-// lane is one queue of the device and one receiver of the underlay, with all that moves packets between them. One worker
-// uses it.
-type lane struct {
+// worker moves packets both ways between one queue of the device and one receiver of the underlay, on a thread of its own. One
+// thread serves both directions because packets come in answer to packets: what a received packet makes the host send is
+// there when the write returns, and nobody has to be woken for it.
+type worker struct {
 	transmit *transmitter
 	receive  *receiver
-}
-
-// worker moves packets both ways through its lanes, on a thread of its own. One thread serves both directions because
-// packets come in answer to packets: what a received packet makes the host send is there when the write returns, and
-// nobody has to be woken for it.
-type worker struct {
-	lanes    []*lane
 	waiter   Waiter
 	spinner  spinner
 	stopping atomic.Bool
@@ -47,16 +41,11 @@ func (w *worker) run() error {
 
 // turn moves what is there, in both directions, and returns how much that was.
 func (w *worker) turn() (received, sent int, err error) {
-	for _, l := range w.lanes {
-		n, err := l.receive.turn()
-		if err != nil {
-			return 0, 0, fmt.Errorf("move packets to the device: %w", err)
-		}
-		received += n
-		if n, err = l.transmit.turn(); err != nil {
-			return 0, 0, fmt.Errorf("move packets from the device: %w", err)
-		}
-		sent += n
+	if received, err = w.receive.turn(); err != nil {
+		return 0, 0, fmt.Errorf("move packets to the device: %w", err)
+	}
+	if sent, err = w.transmit.turn(); err != nil {
+		return 0, 0, fmt.Errorf("move packets from the device: %w", err)
 	}
 	return received, sent, nil
 }

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -244,6 +245,9 @@ tunnels:
 `))
 	p.addKernelPeer()
 	p.ping(p.a, overlayB[0], 56)
+	if n := d.status().Device.Queues; n != 4 {
+		t.Errorf("%d queues, want the 4 that were asked for", n)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	r, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], 16, 4000)
@@ -254,6 +258,16 @@ tunnels:
 		t.Errorf("%+v", r)
 	}
 	t.Logf("%+v", r)
+	d.stop()
+}
+
+// A device that is not told has a queue for every two cores: the others are left to those whose packets it moves.
+func TestQueuesByDefault(t *testing.T) {
+	p := newPair(t, wire{})
+	d := p.start(p.a, upArgs()...)
+	if n, want := d.status().Device.Queues, max(1, runtime.NumCPU()/2); n != want {
+		t.Errorf("%d queues, want %d", n, want)
+	}
 	d.stop()
 }
 

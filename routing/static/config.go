@@ -39,7 +39,7 @@ type Device struct {
 	Addresses []netip.Prefix `yaml:"addresses" json:"addresses" default:"[]" doc:"Addresses of the device, with prefix length."`
 	MTU       int            `yaml:"mtu" json:"mtu" default:"underlay MTU - 50" doc:"Largest packet of the device, in bytes: 68-65535, 1280 or more with IPv6. The default leaves room for the outer headers: vxlan 50, over IPv6 70; flannel-udp 28, over IPv6 48."`
 	MAC       encap.MAC      `yaml:"mac" json:"mac" default:"from local and vni" doc:"MAC of this VTEP, in tap mode the device's. The default is derived, so that it outlives restarts."`
-	Queues    int            `yaml:"queues" json:"queues" default:"0" doc:"Queues of the device, each with its own worker: 0-128; 0 means one per core."`
+	Queues    int            `yaml:"queues" json:"queues" default:"0" doc:"Queues of the device, each with its own worker: 0-128; 0 means one for every two cores, one at least."`
 }
 
 // Underlay is the network that the datagrams cross.

@@ -261,13 +261,11 @@ func (b *bell) ring() {
 // waiter sleeps until a bell rings.
 type waiter struct{ rung chan struct{} }
 
-// NewWaiter makes the waiter of a worker between Queues and Receivers.
-func NewWaiter(queues []tunnel.Queue, receivers []tunnel.Receiver) (tunnel.Waiter, error) {
+// NewWaiter makes the waiter of a worker between a Queue and a Receiver.
+func NewWaiter(q tunnel.Queue, r tunnel.Receiver) (tunnel.Waiter, error) {
 	w := &waiter{rung: make(chan struct{}, 1)}
-	for i, q := range queues {
-		q.(*Queue).bell.rung.Store(&w.rung)
-		receivers[i].(*Receiver).bell.rung.Store(&w.rung)
-	}
+	q.(*Queue).bell.rung.Store(&w.rung)
+	r.(*Receiver).bell.rung.Store(&w.rung)
 	return w, nil
 }
 

@@ -123,7 +123,7 @@ func (v *VTEP) completeFromHost(key string) error {
 			key, d.MTU, v.Underlay.Name, v.Underlay.MTU, u.Encap, overhead, room, v.Underlay.Name)}
 	}
 	if d.Queues == 0 {
-		d.Queues = min(runtime.GOMAXPROCS(0), static.MaxQueues)
+		d.Queues = min(workers(), static.MaxQueues)
 	}
 	return nil
 }
@@ -185,7 +185,7 @@ func (v *VTEP) open() error {
 		Bridge: d.Mode == static.ModeTAP, FDB: v.fdbConfig(), VLANs: v.Config.FDB.VLANs,
 		DF: dfPolicies[u.DF], PathMTU: v.underlay.PathMTU, Echo: echo,
 		OuterCheck: checks[u.SourceCheck.Outer], InnerCheck: checks[u.SourceCheck.Inner],
-		Shared: v.options.Port, Workers: workers(), Scheduler: tunnel.KernelScheduler,
+		Shared: v.options.Port, Scheduler: tunnel.KernelScheduler,
 		Log: v.log,
 	}, v.device, v.underlay)
 	if err != nil {
@@ -234,8 +234,8 @@ var dfPolicies = map[static.DF]tunnel.DFPolicy{static.DFUnset: tunnel.DFUnset, s
 // checks are the ways to check sources, by their words in the configuration.
 var checks = map[static.Check]tunnel.Check{static.CheckOff: tunnel.CheckOff, static.CheckCount: tunnel.CheckCount, static.CheckEnforce: tunnel.CheckEnforce}
 
-// workers returns how many threads move packets: on half of the cores, as the applications that packets come from and go to
-// need about as much time as the tunnel (docs/decisions/0009).
+// workers returns how many queues a device has that is not told, each with a thread that moves its packets: one for every two cores, as
+// the applications that packets come from and go to need about as much time as the tunnel (docs/decisions/0009).
 func workers() int { return max(1, runtime.NumCPU()/2) }
 
 // ReserveThreads lets a worker for each of a process's queues run, and something beside them: a worker that comes back from
