@@ -66,7 +66,7 @@ type Tunnel struct {
 	overhead   int // what encapsulation adds to a packet, in bytes
 	log        *slog.Logger
 	started    time.Time
-	workers    []*worker // each has a share of the lanes
+	workers    []*worker
 	neighbours *neighbours
 	strays     strays
 	slow       slowPath

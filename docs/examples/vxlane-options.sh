@@ -37,7 +37,8 @@ b) cpu=${CPU_B:-${CPU:-}} ;;
 esac
 
 config=$(mktemp)
-trap 'rm -f "$config"; kill "$tunnel"' EXIT
+tunnel=
+trap 'rm -f "$config"; ${tunnel:+kill "$tunnel"}' EXIT
 trap 'exit 0' TERM
 cat >"$config" <<CONFIG
 version: 1
