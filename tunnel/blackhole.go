@@ -36,7 +36,7 @@ type prober struct {
 
 const (
 	probeAgain    = 500 * time.Millisecond // between checks of a size, while packets of it flow
-	probeTries    = 3
+	probeTries    = 2
 	probePatience = 200 * time.Millisecond // for an answer, as long as the round trip is not known
 	minPatience   = 50 * time.Millisecond
 	probeLarger   = 10 * time.Second // between tries whether a black hole is gone, or takes more
@@ -44,7 +44,10 @@ const (
 	searchRounds  = 4
 	searchSizes   = 15
 	// searchExact is how many bytes the size that is found may be below the true one.
-	searchExact     = 8
+	searchExact = 8
+	// confirmations is how often what was found must show again: a path that was away for a moment looks like a black hole.
+	confirmations   = 2
+	confirmTries    = 4
 	probesPerSecond = 500
 	// floor4 is what every IPv4 host takes (RFC 791), floor6 what every IPv6 path carries (RFC 8200 section 5).
 	floor4 = 576
@@ -58,11 +61,12 @@ var plateaus = []int{1006, 1280, 1360, 1380, 1400, 1412, 1420, 1430, 1438, 1442,
 type phase int
 
 const (
-	idle      phase = iota // until traffic brings it up; at due it is forgotten
-	resting                // until due, what was found out stands; only a larger packet brings it up
-	silent                 // until due, nobody is asked
-	checking               // of size
-	searching              // between low and high
+	idle       phase = iota // until traffic brings it up; at due it is forgotten
+	resting                 // until due, what was found out stands; only a larger packet brings it up
+	silent                  // until due, nobody is asked
+	checking                // of size; from here on, answers are waited for
+	searching               // between low and high
+	confirming              // that low is answered, and nothing larger
 )
 
 // pathProbe is what is being found out about the path to a peer.
@@ -75,13 +79,14 @@ type pathProbe struct {
 	late   bool          // this process had no time to hear, and waits once more
 	want   int           // the largest size that packets had since the last rest
 	size   int           // that is in question, or was last
-	tries  int           // checking
+	tries  int           // checking, confirming
 	full   int           // the size at which a black hole was found
 	larger time.Time     // when more than a black hole takes is tried again
 
-	low, high int   // searching: the largest that is answered, the smallest that is not
-	asked     []int // searching: sizes of this round that were not answered yet
-	rounds    int
+	low, high int   // searching, confirming: the largest that is answered, the smallest that is not
+	asked     []int // sizes of this round that were not answered yet
+	rounds    int   // searching
+	agreed    int   // confirming: tries that showed the same
 }
 
 func newProber(echo Echo, kernel *paths, six bool) *prober {
@@ -201,6 +206,13 @@ func (p *prober) answered(a EchoAnswer, now time.Time) {
 			if q.low = max(q.low, a.Bytes); q.low >= q.size {
 				p.proven(q, now)
 			}
+		case confirming:
+			q.asked = slices.DeleteFunc(q.asked, func(n int) bool { return n <= a.Bytes })
+			if a.Bytes >= q.size {
+				p.proven(q, now)
+			} else if a.Bytes > q.low { // what the search lost was lost for another reason
+				q.phase, q.low, q.rounds, q.asked = searching, a.Bytes, 1, nil
+			}
 		}
 	}
 }
@@ -225,7 +237,7 @@ func (p *prober) tick(now time.Time) {
 		late := now.Sub(q.due)
 		switch {
 		case late < 0 || p.gone(q):
-		case (q.phase == checking || q.phase == searching) && late > minPatience/2 && !q.late:
+		case q.phase >= checking && late > minPatience/2 && !q.late:
 			q.late, q.due = true, now.Add(minPatience)
 		case q.phase == checking && q.tries < probeTries:
 			p.try(q, now)
@@ -233,6 +245,8 @@ func (p *prober) tick(now time.Time) {
 			p.unanswered(q, now)
 		case q.phase == searching:
 			p.narrow(q, now)
+		case q.phase == confirming:
+			p.agree(q, now)
 		case q.phase == idle:
 			if _, hole := state.Path.MTU(); hole {
 				state.Path.SetMTU(0)
@@ -278,6 +292,9 @@ func (p *prober) search(q *pathProbe, low int, now time.Time) {
 
 // narrow takes in a round's answers, and the lack of them, and goes on where the largest size that arrives is not known well yet.
 func (p *prober) narrow(q *pathProbe, now time.Time) {
+	if q.low >= q.high {
+		q.high = q.size
+	}
 	for _, n := range q.asked {
 		if n > q.low {
 			q.high = min(q.high, n)
@@ -287,6 +304,44 @@ func (p *prober) narrow(q *pathProbe, now time.Time) {
 		p.round(q, now)
 		return
 	}
+	if mtu, hole := q.peer.State().Path.MTU(); hole && mtu == q.low {
+		p.found(q, now)
+		return
+	}
+	q.phase, q.tries, q.agreed = confirming, 0, 0
+	p.confirm(q, now)
+}
+
+// confirm asks once more for what the search found to arrive, and for what it found not to.
+func (p *prober) confirm(q *pathProbe, now time.Time) {
+	if !p.limit.takeN(now, 3, probesPerSecond, probesPerSecond) {
+		q.asked, q.due = []int{q.low}, now.Add(minPatience)
+		return
+	}
+	q.tries, q.late, q.asked = q.tries+1, false, slices.Compact([]int{q.low, q.high, q.size})
+	for _, n := range slices.Clone(q.asked) {
+		p.send(q, n)
+	}
+	q.due = now.Add(q.patience())
+}
+
+// agree takes in the answers to confirm: nothing larger than low was among them.
+func (p *prober) agree(q *pathProbe, now time.Time) {
+	if !slices.Contains(q.asked, q.low) {
+		q.agreed++
+	}
+	switch {
+	case q.agreed == confirmations:
+		p.found(q, now)
+	case q.tries == confirmTries: // it comes and goes, which says nothing of sizes
+		q.rest(resting, now, 0)
+	default:
+		p.confirm(q, now)
+	}
+}
+
+// found ends a search: packets of more than low vanish.
+func (p *prober) found(q *pathProbe, now time.Time) {
 	path := &q.peer.State().Path
 	if mtu, hole := path.MTU(); !hole || mtu != q.low {
 		p.kernel.log.Warn("black hole: larger packets vanish on the path, and no ICMP error tells of it", "peer", q.peer.Name, "address", q.peer.Endpoint.Addr(), "bytes", q.low)

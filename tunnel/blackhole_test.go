@@ -20,6 +20,8 @@ type pathway struct {
 	kernel   atomic.Int64 // path MTU that the kernel knows
 	loss     float64
 	trip     time.Duration
+	slow     bool        // a packet of 1500 bytes takes twice the time of the smallest
+	away     atomic.Bool // no answer comes
 	rng      *rand.Rand
 	requests atomic.Int64
 	answers  chan EchoAnswer
@@ -41,7 +43,14 @@ func (w *pathway) Send(to netip.Addr, bytes int) error {
 	if bytes > int(w.carries.Load()) || w.rng.Float64() < w.loss {
 		return nil
 	}
-	time.AfterFunc(w.trip, func() {
+	trip := w.trip
+	if w.slow {
+		trip += trip * time.Duration(bytes) / 1500
+	}
+	time.AfterFunc(trip, func() {
+		if w.away.Load() {
+			return
+		}
 		select {
 		case w.answers <- EchoAnswer{From: to, Bytes: bytes, RoundTrip: w.trip}:
 		default: // as ICMPEcho
@@ -243,6 +252,32 @@ func TestLossyPath(t *testing.T) {
 			t.Errorf("%d requests a second", perSecond)
 		}
 	})
+}
+
+// A path that is away for a moment is no black hole, wherever in a check and a search that moment falls.
+func TestPathThatComesAndGoes(t *testing.T) {
+	for _, trip := range []time.Duration{time.Millisecond, 40 * time.Millisecond} {
+		for outage := 10 * time.Millisecond; outage < time.Second; outage += 10 * time.Millisecond {
+			w := carrying(1500, trip, 0)
+			w.slow = true
+			probing(t, w, func(_ *Tunnel, path *routing.Path, send func(int) bool) {
+				send(1500)
+				time.Sleep(3 * trip / 2) // within the first answers
+				for range 10 {
+					w.away.Store(true)
+					stream(send, 1500, outage)
+					w.away.Store(false)
+					for range 10 {
+						if mtu, hole := path.MTU(); hole {
+							t.Errorf("round trip %v, away for %v: found %d", trip, outage, mtu)
+							return
+						}
+						stream(send, 1500, 61*time.Millisecond) // begins at another moment of a check each time
+					}
+				}
+			})
+		}
+	}
 }
 
 // Where nothing is answered, nothing is believed, and it is asked for seldom; nobody is asked for small packets, or for none.

@@ -93,7 +93,7 @@ func (l *Lab) build(t Topology) error {
 	}
 	for _, link := range t.Links {
 		for _, end := range []End{link.A, link.B} {
-			if err := l.hosts[end.Host].awaitRunning(end.Device); err != nil {
+			if err := l.hosts[end.Host].AwaitRunning(end.Device); err != nil {
 				return err
 			}
 		}

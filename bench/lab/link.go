@@ -40,12 +40,11 @@ func (l *Lab) addLink(link Link) error {
 	return err
 }
 
-// awaitRunning waits until a device has a carrier, its IPv6 link-local address, and the route that comes with that: they
-// follow a moment after it is up, and whoever compares a host before and after wants them there before.
-func (h *Host) awaitRunning(device string) error {
-	const patience, pause = 5 * time.Second, time.Millisecond
-	settled := func(l netlink.Link) (bool, error) {
-		if state := l.Attrs().OperState; state != netlink.OperUp && state != netlink.OperUnknown {
+// AwaitRunning waits until a device has a carrier, its IPv6 link-local address, and the local route of every IPv6 address that it
+// has: they follow a moment after it is up, and whoever compares a host before and after, or sends to it, wants them there before.
+func (h *Host) AwaitRunning(device string) error {
+	return h.await(device, "has no carrier, no link-local address or no local route", func(l netlink.Link) (bool, error) {
+		if !running(l) {
 			return false, nil
 		}
 		addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
@@ -56,27 +55,43 @@ func (h *Host) awaitRunning(device string) error {
 		if err != nil || strings.TrimSpace(string(off)) == "1" {
 			return true, nil
 		}
-		i := slices.IndexFunc(addrs, func(a netlink.Addr) bool {
-			return a.IP.IsLinkLocalUnicast() && a.Flags&unix.IFA_F_TENTATIVE == 0
-		})
-		if i < 0 {
+		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() }) {
 			return false, nil
 		}
-		local := &netlink.Route{LinkIndex: l.Attrs().Index, Table: unix.RT_TABLE_LOCAL}
-		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, local, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
-		return slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.IP.Equal(addrs[i].IP) }), err
-	}
+		return delivered(l, addrs)
+	})
+}
+
+func running(l netlink.Link) bool {
+	state := l.Attrs().OperState
+	return l.Attrs().Flags&net.FlagUp != 0 && (state == netlink.OperUp || state == netlink.OperUnknown)
+}
+
+// delivered reports whether the host takes packets for each address of a device for its own: the kernel says yes to a new IPv6
+// address and adds its local route later, from a work queue (net/ipv6/addrconf.c, addrconf_dad_start), DAD or not.
+func delivered(l netlink.Link, addrs []netlink.Addr) (bool, error) {
+	local := &netlink.Route{LinkIndex: l.Attrs().Index, Table: unix.RT_TABLE_LOCAL}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, local, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+	missing := slices.ContainsFunc(addrs, func(a netlink.Addr) bool {
+		return a.Flags&unix.IFA_F_TENTATIVE != 0 ||
+			!slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.IP.Equal(a.IP) })
+	})
+	return !missing, err
+}
+
+func (h *Host) await(device, otherwise string, reached func(netlink.Link) (bool, error)) error {
+	const patience, pause = 5 * time.Second, time.Millisecond
 	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
 		done := false
 		err := h.withLink(device, "wait for", func(l netlink.Link) (err error) {
-			done, err = settled(l)
+			done, err = reached(l)
 			return err
 		})
 		switch {
 		case err != nil || done:
 			return err
 		case time.Now().After(deadline):
-			return fmt.Errorf("device %s in host %s has no carrier or no link-local address after %s", device, h.name, patience)
+			return fmt.Errorf("device %s in host %s %s after %s", device, h.name, otherwise, patience)
 		}
 	}
 }
@@ -120,19 +135,30 @@ func (h *Host) MAC(device string) (mac net.HardwareAddr, err error) {
 	return mac, err
 }
 
-// AddAddresses gives addresses to a device. IPv6 ones can be used at once: duplicates are not looked for.
+// AddAddresses gives addresses to a device. Those of one that runs can be used at once: duplicates of IPv6 ones are not looked for.
 func (h *Host) AddAddresses(device string, addrs ...netip.Prefix) error {
-	return h.withLink(device, "add address to", func(l netlink.Link) error {
+	var added []netlink.Addr
+	err := h.withLink(device, "add address to", func(l netlink.Link) error {
 		for _, a := range addrs {
-			addr := &netlink.Addr{IPNet: ipNet(a)}
+			addr := netlink.Addr{IPNet: ipNet(a)}
 			if a.Addr().Is6() {
 				addr.Flags = unix.IFA_F_NODAD
+				added = append(added, addr)
 			}
-			if err := netlink.AddrAdd(l, addr); err != nil {
+			if err := netlink.AddrAdd(l, &addr); err != nil {
 				return fmt.Errorf("%s: %w", a, err)
 			}
 		}
 		return nil
+	})
+	if err != nil || len(added) == 0 {
+		return err
+	}
+	return h.await(device, "has no local route for its new addresses", func(l netlink.Link) (bool, error) {
+		if !running(l) {
+			return true, nil
+		}
+		return delivered(l, added)
 	})
 }
 

@@ -56,7 +56,7 @@ func (h *Host) AddVXLAN(v VXLAN) error {
 	if err := h.SetUp(v.Device); err != nil {
 		return err
 	}
-	return h.awaitRunning(v.Device)
+	return h.AwaitRunning(v.Device)
 }
 
 // request is the RTM_NEWLINK message for v. netlink.Vxlan cannot say noudpcsum: it leaves the attribute out, and the

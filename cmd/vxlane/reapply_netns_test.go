@@ -22,9 +22,9 @@ func TestUnderlayComesBack(t *testing.T) {
 			t.Run(fmt.Sprintf("%s %s%s", tier, mode, map[bool]string{false: " over IPv4", true: " over IPv6"}[v6]), func(t *testing.T) {
 				p := newPair(t, wire{})
 				p.needTier(tier)
-				local, remote, length := "172.30.0.1", "172.30.0.2", "/24"
+				local, remote, own := "172.30.0.1", "172.30.0.2", "172.30.0.1/24"
 				if v6 {
-					local, remote, length = "fd30::1", "fd30::2", "/64"
+					local, remote, own = "fd30::1", "fd30::2", "fd30::1/64"
 				}
 				d := p.start(p.a, "--config", p.write("back.yaml", fmt.Sprintf(`version: 1
 tunnels:
@@ -40,15 +40,17 @@ tunnels:
 				p.pingAll(1400)
 				for what, change := range map[string][2]func(){
 					"address": {
-						func() { p.exec(p.a, "ip", "addr", "del", local+length, "dev", "eth0") },
-						func() { p.exec(p.a, "ip", "addr", "add", local+length, "dev", "eth0", "nodad") },
+						func() { p.exec(p.a, "ip", "addr", "del", own, "dev", "eth0") },
+						func() { must(t, p.a.AddAddresses("eth0", prefixes(own)...)) },
 					},
 					"device": {
 						func() { must(t, p.a.SetDown("eth0")) },
 						func() {
 							must(t, p.a.SetUp("eth0"))
+							must(t, p.a.AwaitRunning("eth0"))
+							must(t, p.b.AwaitRunning("eth0"))
 							if v6 { // the kernel takes IPv6 addresses from a device that goes down
-								p.exec(p.a, "ip", "addr", "replace", local+length, "dev", "eth0", "nodad")
+								must(t, p.a.AddAddresses("eth0", prefixes(own)...))
 							}
 						},
 					},
