@@ -12,6 +12,7 @@ import (
 func Sum(b []byte, initial uint16) uint16 {
 	// One's complement sums commute with byte order (RFC 1071 section 2 (B)): add native little-endian words, swap once.
 	acc := uint64(bits.ReverseBytes16(initial))
+	whole := b
 	if len(b) >= vectorMin && hasVectorSum {
 		var sum uint64
 		sum, b = vectorSum(b)
@@ -35,13 +36,21 @@ func Sum(b []byte, initial uint16) uint16 {
 		acc += carry
 		b = b[8:]
 	}
-	if len(b) > 0 {
-		var tail [8]byte
-		copy(tail[:], b)
-		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(tail[:]), 0)
+	if n := len(b); n > 0 {
+		acc, carry = bits.Add64(acc, lastBytes(whole, n), 0)
 		acc += carry
 	}
 	return bits.ReverseBytes16(fold(acc))
+}
+
+// lastBytes returns the last n bytes of b, 1 to 7, as a little-endian word.
+func lastBytes(b []byte, n int) uint64 {
+	if len(b) >= 8 {
+		return binary.LittleEndian.Uint64(b[len(b)-8:]) >> (64 - 8*uint(n))
+	}
+	var word [8]byte
+	copy(word[:], b[len(b)-n:])
+	return binary.LittleEndian.Uint64(word[:])
 }
 
 // fold reduces a 64-bit one's complement accumulator to 16 bits.
@@ -66,15 +75,15 @@ func UpdateChecksum(field []byte, old, new uint16) {
 // pseudoHeaderSum is the sum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1) for a transport header
 // and payload of length bytes. h is the packet parsed.
 func pseudoHeaderSum(packet []byte, h *Headers, length int) uint16 {
-	var sum uint16
+	sum := uint64(length) + uint64(h.Proto) // of 32-bit words, too few to overflow
 	if h.Kind == KindIPv4 {
-		sum = Sum(packet[h.L3+12:h.L3+20], 0)
-	} else {
-		sum = Sum(packet[h.L3+8:h.L3+40], 0)
+		a := packet[h.L3+12 : h.L3+20]
+		return fold(sum + uint64(binary.BigEndian.Uint32(a)) + uint64(binary.BigEndian.Uint32(a[4:])))
 	}
-	sum = addSum(sum, uint16(length>>16))
-	sum = addSum(sum, uint16(length))
-	return addSum(sum, uint16(h.Proto))
+	for a := packet[h.L3+8 : h.L3+40]; len(a) >= 4; a = a[4:] {
+		sum += uint64(binary.BigEndian.Uint32(a))
+	}
+	return fold(sum)
 }
 
 // transportChecksumOffset returns where in the transport header the checksum stands, for the protocols whose senders

@@ -38,6 +38,7 @@ type Coalescer struct {
 	packets []added
 	runs    []run
 	open    [flowBuckets]int32 // by flow hash: index of the run that may grow, plus one
+	last    int32              // index of the run that the packet before is in, plus one
 	payload [][]byte
 	super   Super
 }
@@ -70,6 +71,7 @@ func NewCoalescer(n int) *Coalescer {
 func (c *Coalescer) Reset() {
 	c.packets, c.runs, c.payload = c.packets[:0], c.runs[:0], c.payload[:0]
 	clear(c.open[:])
+	c.last = 0
 }
 
 // Add takes one IP packet, or a frame that carries one, which stays borrowed until Reset, with its headers parsed. good says that its transport
@@ -86,24 +88,26 @@ func (c *Coalescer) Add(packet []byte, h *Headers, good bool) {
 	if h.Fragment {
 		clear(c.open[:]) // its flow is not known, and it must not be overtaken by what follows
 	}
+	good = good && joinable(packet, h, n)
+	if good && c.last != 0 && c.append(c.last-1, packet, h, n, index) { // most follow the one before, and need no hash
+		return
+	}
 	hash := h.FlowHash()
 	bucket := &c.open[hash%flowBuckets]
-	if *bucket != 0 {
-		r := &c.runs[*bucket-1]
-		if good && r.hash == hash && c.append(r, packet, h, n, index) {
-			return
-		}
+	if i := *bucket - 1; good && i >= 0 && i != c.last-1 && c.runs[i].hash == hash && c.append(i, packet, h, n, index) {
+		c.last = i + 1
+		return
 	}
-	r := run{h: *h, hash: hash, first: index, last: index, parts: 1}
-	r.closed = !good || !joinable(packet, h, n)
-	if !r.closed {
+	r := run{h: *h, hash: hash, first: index, last: index, parts: 1, closed: !good}
+	if good {
 		c.packets[index].payload = packet[h.L4+n : h.Len]
 		r.segment = h.Len - h.L4 - n
 		r.total = r.segment
 		r.flags, r.closed = endFlags(packet, h)
 	}
 	c.runs = append(c.runs, r)
-	*bucket = int32(len(c.runs)) // a run of the same flow that was open before is closed by this: order is kept
+	c.last = int32(len(c.runs))
+	*bucket = c.last // a run of the same flow that was open before is closed by this: order is kept
 }
 
 // joinable reports whether a packet can be part of a run at all. n is the length of its transport header.
@@ -151,11 +155,12 @@ func endFlags(packet []byte, h *Headers) (flags byte, end bool) {
 	return flags, flags != 0
 }
 
-// append adds a packet to a run when it continues it.
-func (c *Coalescer) append(r *run, packet []byte, h *Headers, n int, index int32) bool {
+// append adds a packet, which is joinable, to a run when it continues it.
+func (c *Coalescer) append(i int32, packet []byte, h *Headers, n int, index int32) bool {
+	r := &c.runs[i]
 	length := h.Len - h.L4 - n
 	headers := h.L4 + n
-	if r.closed || r.parts == maxParts || length > r.segment || headers-h.L3+r.total+length > maxIPLen || !joinable(packet, h, n) || !c.continues(r, packet, h, n) {
+	if r.closed || r.parts == maxParts || length > r.segment || headers-h.L3+r.total+length > maxIPLen || !c.continues(r, packet, h, n) {
 		return false
 	}
 	c.packets[index].payload = packet[h.L4+n : h.Len]

@@ -26,6 +26,10 @@ type Splitter struct {
 	at       int    // index of the next segment
 	template []byte // the super-packet's headers
 
+	ipSum     uint16 // IPv4: sum of the header without length, identification and checksum
+	pseudoSum uint16 // of the pseudo-header without length
+	unsummed  bool   // UDP without a checksum
+
 	header  []byte
 	segment []byte
 }
@@ -41,6 +45,11 @@ func (s *Splitter) Reset(packet []byte, h *Headers, o Offload) bool {
 	end := h.L4 + n
 	*s = Splitter{packet: packet, h: h, headers: end, payload: packet[end:h.Len], size: o.SegmentSize}
 	s.template = packet[:end]
+	s.pseudoSum = pseudoHeaderSum(packet, h, 0)
+	if ip := packet[h.L3:h.L4]; h.Kind == KindIPv4 {
+		s.ipSum = Sum(ip[12:], addSum(Sum(ip[:2], 0), Sum(ip[6:10], 0)))
+	}
+	s.unsummed = h.Proto == ProtoUDP && packet[h.L4+6]|packet[h.L4+7] == 0
 	return true
 }
 
@@ -80,10 +89,10 @@ func (s *Splitter) patchIP(payload int) {
 		binary.BigEndian.PutUint16(ip[4:], uint16(len(ip)-ipv6HeaderLen+payload))
 		return
 	}
-	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+payload))
-	binary.BigEndian.PutUint16(ip[4:], binary.BigEndian.Uint16(ip[4:])+uint16(s.at))
-	ip[10], ip[11] = 0, 0
-	binary.BigEndian.PutUint16(ip[10:], ^Sum(ip[:s.h.L4-s.h.L3], 0))
+	length, id := uint16(len(ip)+payload), binary.BigEndian.Uint16(ip[4:])+uint16(s.at)
+	binary.BigEndian.PutUint16(ip[2:], length)
+	binary.BigEndian.PutUint16(ip[4:], id)
+	binary.BigEndian.PutUint16(ip[10:], ^fold(uint64(s.ipSum)+uint64(length)+uint64(id)))
 }
 
 func (s *Splitter) patchTCP() {
@@ -98,13 +107,13 @@ func (s *Splitter) patchTCP() {
 }
 
 func (s *Splitter) finishChecksum(payload int) {
-	offset, _, _ := transportChecksumOffset(s.h.Proto)
-	l4 := s.header[s.h.L4:]
-	if s.h.Proto == ProtoUDP && binary.BigEndian.Uint16(l4[offset:]) == 0 {
+	if s.unsummed {
 		return
 	}
+	offset, _, _ := transportChecksumOffset(s.h.Proto)
+	l4 := s.header[s.h.L4:]
 	l4[offset], l4[offset+1] = 0, 0
-	sum := pseudoHeaderSum(s.packet, s.h, len(l4)+payload)
+	sum := addSum(s.pseudoSum, uint16(len(l4)+payload))
 	sum = ^Sum(s.segment, Sum(l4, sum))
 	if s.h.Proto == ProtoUDP && sum == 0 {
 		sum = 0xffff

@@ -9,8 +9,8 @@ import (
 // vectorMin is the fewest bytes that are worth starting the vector unit for (BenchmarkChecksum).
 const vectorMin = 256
 
-// vectorBlock is how many bytes sumAVX2 takes at a time.
-const vectorBlock = 128
+// vectorBlock is what sumAVX2 takes a multiple of, in bytes.
+const vectorBlock = 32
 
 var hasVectorSum = cpu.X86.HasAVX2
 

@@ -2,7 +2,7 @@
 
 // func sumAVX2(p *byte, n int) uint64
 //
-// Adds up the little-endian 32-bit words of n bytes at p; n is a multiple of 128. Even and odd words are kept in 64-bit
+// Adds up the little-endian 32-bit words of n bytes at p; n is a multiple of 32, at least 128. Even and odd words are kept in 64-bit
 // lanes of their own, so nothing carries.
 TEXT ·sumAVX2(SB), NOSPLIT, $0-24
 	MOVQ p+0(FP), SI
@@ -37,8 +37,23 @@ loop:
 	VPADDQ Y7, Y3, Y3
 	ADDQ $128, SI
 	SUBQ $128, CX
-	JNZ  loop
+	CMPQ CX, $128
+	JGE  loop
 
+	TESTQ CX, CX
+	JZ    done
+
+rest:
+	VMOVDQU (SI), Y4
+	VPAND  Y15, Y4, Y8
+	VPSRLQ $32, Y4, Y4
+	VPADDQ Y8, Y0, Y0
+	VPADDQ Y4, Y1, Y1
+	ADDQ $32, SI
+	SUBQ $32, CX
+	JNZ  rest
+
+done:
 	VPADDQ Y1, Y0, Y0
 	VPADDQ Y3, Y2, Y2
 	VPADDQ Y2, Y0, Y0
