@@ -56,6 +56,33 @@ func (c *counters) drop(r encap.Reason, n int) {
 	}
 }
 
+// tally adds up what packets of a batch add to counters: adding to one of those is a locked instruction on some machines.
+type tally struct {
+	peer           *routing.Peer // nil: nobody's
+	packets, bytes int
+}
+
+func (t *tally) add(packets, bytes int) { t.packets, t.bytes = t.packets+packets, t.bytes+bytes }
+
+// encapsulated adds to a worker's counters for packets that went to the peer.
+func (t *tally) encapsulated(worker int) {
+	if t.peer != nil {
+		c := t.peer.State().Counters(worker)
+		c.EncapPackets.Add(uint64(t.packets))
+		c.EncapBytes.Add(uint64(t.bytes))
+	}
+}
+
+// decapsulated adds to a worker's counters for packets that came from the peer, the last of them now.
+func (t *tally) decapsulated(worker int, now int64) {
+	if t.peer != nil {
+		t.peer.State().SetLastReceive(now)
+		c := t.peer.State().Counters(worker)
+		c.DecapPackets.Add(uint64(t.packets))
+		c.DecapBytes.Add(uint64(t.bytes))
+	}
+}
+
 // Flow is what became of the packets of one direction.
 type Flow struct {
 	Received  uint64 `json:"received"`

@@ -22,7 +22,11 @@ type receiver struct {
 	first   []int           // of each of joined: the first of packets in it
 	joiner  *encap.Coalescer
 	last    *lastDatagram
-	now     int64 // of the batch, in Ethernet mode
+	peek    encap.Headers // of what carriesSuper looks at
+	host    netip.Addr    // that limit was asked about last in this batch
+	limit   int           // the longest packet for it, in bytes
+	taken   int           // packets of this batch
+	now     int64         // of the batch, in Ethernet mode
 }
 
 // lastDatagram is the datagram before the current one, in the same batch: the next one of its flow has the same verdict.
@@ -63,7 +67,7 @@ func (x *receiver) turn() (int, error) {
 func (x *receiver) step(batch []Datagram) error {
 	view := x.t.view()
 	x.packets, x.origin = x.packets[:0], x.origin[:0]
-	x.last.valid = false
+	x.last.valid, x.host, x.taken = false, netip.Addr{}, 0
 	if x.t.fdb != nil {
 		x.now = time.Now().Unix()
 	}
@@ -71,6 +75,7 @@ func (x *receiver) step(batch []Datagram) error {
 		x.unpack(view, &batch[i])
 	}
 	x.count.countBatch(len(batch))
+	x.count.received.Add(uint64(x.taken))
 	if len(x.packets) == 0 {
 		return nil
 	}
@@ -81,14 +86,7 @@ func (x *receiver) step(batch []Datagram) error {
 		packets = x.joined
 	}
 	err := x.queue.Write(packets)
-	now := time.Now().Unix()
-	for i := range packets {
-		peer := x.origin[i]
-		if join {
-			peer = x.origin[x.first[i]]
-		}
-		x.account(&packets[i], peer, now)
-	}
+	x.account(packets, join)
 	return err
 }
 
@@ -113,18 +111,18 @@ func (x *receiver) unpack(view View, d *Datagram) {
 // sends one, the size that comes with it is that of the packets within (net/ipv4/udp.c, udp_cmsg_recv). Then the first
 // so many bytes are the beginning of a packet that is as long as all of it.
 func (x *receiver) carriesSuper(d *Datagram) bool {
-	var h encap.Headers
+	h := &x.peek
 	if x.t.rules.Bridge { // the codec takes frames as they are
 		first := d.Data[min(encap.VXLANHeaderLen, d.SegmentSize):d.SegmentSize]
-		if encap.ParseFrame(first, &h) != encap.PktTooSmall || encap.ParseFrame(d.Data[encap.VXLANHeaderLen:], &h) != encap.None {
+		if encap.ParseFrame(first, h) != encap.PktTooSmall || encap.ParseFrame(d.Data[encap.VXLANHeaderLen:], h) != encap.None {
 			return false
 		}
 		return h.Proto == encap.ProtoUDP && h.Len > len(d.Data)-d.SegmentSize
 	}
-	if _, r := x.t.rules.Codec.Decap(d.Data[:d.SegmentSize], &h); r != encap.PktTooSmall {
+	if _, r := x.t.rules.Codec.Decap(d.Data[:d.SegmentSize], h); r != encap.PktTooSmall {
 		return false
 	}
-	packet, r := x.t.rules.Codec.Decap(d.Data, &h)
+	packet, r := x.t.rules.Codec.Decap(d.Data, h)
 	return r == encap.None && h.Proto == encap.ProtoUDP && len(packet) > len(d.Data)-d.SegmentSize
 }
 
@@ -145,7 +143,7 @@ func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int)
 	default:
 		v.Reason = x.finish(p, d.TOS, segment)
 	}
-	x.count.received.Add(uint64(p.Count))
+	x.taken += p.Count
 	switch {
 	case v.Reason != encap.None:
 		x.count.drop(v.Reason, p.Count)
@@ -224,8 +222,13 @@ func (x *receiver) super(p *Packet, segment int, partial bool) (encap.Offload, b
 	if segment > 0 {
 		return encap.SuperOffload(h, segment), partial
 	}
-	limit := min(x.t.mtu, x.t.hints.limit(h.Dst))
-	o, ok := encap.SuperTCP(p.Data, h, limit)
+	if h.Proto != encap.ProtoTCP {
+		return encap.Offload{}, false
+	}
+	if h.Dst != x.host {
+		x.host, x.limit = h.Dst, min(x.t.mtu, x.t.hints.limit(h.Dst))
+	}
+	o, ok := encap.SuperTCP(p.Data, h, x.limit)
 	if ok && !partial {
 		ok = encap.InspectChecksum(p.Data, h) == encap.ChecksumWhole
 		if ok {
@@ -270,24 +273,32 @@ func (x *receiver) mayJoin(p *Packet) bool {
 	return p.Offload.NeedsChecksum || encap.InspectChecksum(p.Data, &p.Headers) == encap.ChecksumWhole
 }
 
-// account books what Write reports for one packet.
-func (x *receiver) account(p *Packet, peer *routing.Peer, now int64) {
-	x.count.drop(encap.TUNWrite, p.Count-p.Sent)
-	if p.Sent == 0 {
-		return
+// account books what Write reports. joined says that packets are not those of origin, but what became of them.
+func (x *receiver) account(packets []Packet, joined bool) {
+	var all, own tally // of the batch, and of one peer's packets in a row
+	now, split := time.Now().Unix(), 0
+	for i := range packets {
+		p, from := &packets[i], i
+		if joined {
+			from = x.first[i]
+		}
+		x.count.drop(encap.TUNWrite, p.Count-p.Sent)
+		if p.Sent == 0 {
+			continue
+		}
+		if p.Offload.IsSuper() && !x.queue.Joins(p.Offload.GSO) {
+			split += p.Sent
+		}
+		bytes := p.wireBytes()
+		all.add(p.Sent, bytes)
+		if peer := x.origin[from]; peer != own.peer {
+			own.decapsulated(x.worker, now)
+			own = tally{peer: peer}
+		}
+		own.add(p.Sent, bytes)
 	}
-	if p.Offload.IsSuper() && !x.queue.Joins(p.Offload.GSO) {
-		x.count.split.Add(uint64(p.Sent))
-	}
-	bytes := p.wireBytes()
-	x.count.delivered.Add(uint64(p.Sent))
-	x.count.bytes.Add(uint64(bytes))
-	if peer == nil {
-		return
-	}
-	state := peer.State()
-	state.SetLastReceive(now)
-	c := state.Counters(x.worker)
-	c.DecapPackets.Add(uint64(p.Sent))
-	c.DecapBytes.Add(uint64(bytes))
+	own.decapsulated(x.worker, now)
+	x.count.delivered.Add(uint64(all.packets))
+	x.count.bytes.Add(uint64(all.bytes))
+	x.count.split.Add(uint64(split))
 }

@@ -64,9 +64,12 @@ func (x *transmitter) turn() (int, error) {
 func (x *transmitter) step(batch []Packet) {
 	x.count.countBatch(len(batch))
 	view := x.t.view()
+	received := 0
 	for i := range batch {
 		x.encapsulate(view, &batch[i])
+		received += batch[i].Count
 	}
+	x.count.received.Add(uint64(received))
 	x.flush()
 }
 
@@ -90,7 +93,6 @@ func (x *transmitter) flush() {
 func (x *transmitter) encapsulate(view View, p *Packet) {
 	v := DecideTransmit(&x.t.rules, view, p.Data, &p.Headers)
 	p.Count = p.Offload.Segments(p.Data, &p.Headers)
-	x.count.received.Add(uint64(p.Count))
 	r, answered := v.Reason, false
 	if x.t.rules.Bridge && p.Count == 1 {
 		var unanswered encap.Reason
@@ -199,22 +201,16 @@ func (x *transmitter) line(d Datagram, o sent) {
 
 // account books what Send reports.
 func (x *transmitter) account() {
+	var all, own tally // of the batch, and of one peer's datagrams in a row
+	split := 0
 	for i := range x.datagrams {
 		d, o := &x.datagrams[i], &x.origin[i]
 		if d.Refused {
 			x.refused = append(x.refused, refusal{o.peer, d.Packet})
 			continue
 		}
-		if d.Reason == encap.PktTooBig {
-			x.t.paths.ask(o.peer)
-		}
-		if o.copy {
-			x.count.copies.Add(uint64(d.Sent))
-			if d.Reason != encap.None {
-				x.count.lost[d.Reason].Add(uint64(d.Count - d.Sent))
-			}
-		} else {
-			x.count.drop(d.Reason, d.Count-d.Sent)
+		if d.Sent < d.Count {
+			x.lost(d, o)
 		}
 		if d.Sent == 0 {
 			continue
@@ -223,16 +219,35 @@ func (x *transmitter) account() {
 		if d.Sent < d.Count {
 			bytes = bytes * d.Sent / d.Count
 		}
-		if !o.copy {
-			x.count.delivered.Add(uint64(d.Sent))
-			x.count.bytes.Add(uint64(bytes))
+		if o.copy {
+			x.count.copies.Add(uint64(d.Sent))
+		} else {
+			all.add(d.Sent, bytes)
+			if d.SegmentSize > 0 {
+				split += d.Sent
+			}
 		}
-		if d.SegmentSize > 0 && !o.copy {
-			x.count.split.Add(uint64(d.Sent))
+		if o.peer != own.peer {
+			own.encapsulated(x.worker)
+			own = tally{peer: o.peer}
 		}
-		c := o.peer.State().Counters(x.worker)
-		c.EncapPackets.Add(uint64(d.Sent))
-		c.EncapBytes.Add(uint64(bytes))
+		own.add(d.Sent, bytes)
+	}
+	own.encapsulated(x.worker)
+	x.count.delivered.Add(uint64(all.packets))
+	x.count.bytes.Add(uint64(all.bytes))
+	x.count.split.Add(uint64(split))
+}
+
+// lost books what was not sent of a datagram.
+func (x *transmitter) lost(d *Datagram, o *sent) {
+	if d.Reason == encap.PktTooBig {
+		x.t.paths.ask(o.peer)
+	}
+	if !o.copy {
+		x.count.drop(d.Reason, d.Count-d.Sent)
+	} else if d.Reason != encap.None {
+		x.count.lost[d.Reason].Add(uint64(d.Count - d.Sent))
 	}
 }
 
