@@ -49,7 +49,7 @@ func (l *Link) SetMAC(mac encap.MAC) error {
 	return nil
 }
 
-// Up sets the MTU, in bytes, and the queue length, and brings the device up. The size of super-packets is left alone: what is
+// Up sets the MTU, in bytes, and the queue length, leaves all queueing to the device, and brings it up. The size of super-packets is left alone: what is
 // forwarded to a device that takes smaller ones is segmented all the way (net/core/dev.c, gso_features_check).
 func (l *Link) Up(mtu int) error {
 	link, err := netlink.LinkByIndex(l.index)
@@ -62,8 +62,30 @@ func (l *Link) Up(mtu int) error {
 	if err := netlink.LinkSetTxQLen(link, txQueueLen); err != nil {
 		return fmt.Errorf("set txqueuelen of %s to %d: %w", l.name, txQueueLen, err)
 	}
+	if err := l.dropQdisc(); err != nil {
+		l.log.Info("device keeps its queueing discipline: small packets cost their senders more", "device", l.name, "err", err)
+	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring %s up: %w", l.name, err)
+	}
+	return nil
+}
+
+// dropQdisc leaves the device without a queueing discipline, as the kernel's vxlan device is: nothing would ever wait in one, since a
+// TUN device drops what it has no room for (drivers/net/tun.c, tun_net_xmit). One that somebody chose, which has a handle, stays.
+func (l *Link) dropQdisc() error {
+	qdiscs, err := netlink.QdiscList(l.handle())
+	if err != nil {
+		return fmt.Errorf("list queueing disciplines: %w", err)
+	}
+	for _, q := range qdiscs {
+		if a := q.Attrs(); a.Parent == netlink.HANDLE_ROOT && a.Handle != netlink.HANDLE_NONE {
+			return nil
+		}
+	}
+	none := &netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.index, Parent: netlink.HANDLE_ROOT}, QdiscType: "noqueue"}
+	if err := netlink.QdiscReplace(none); err != nil {
+		return fmt.Errorf("set queueing discipline noqueue: %w", err)
 	}
 	return nil
 }

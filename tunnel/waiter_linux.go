@@ -3,7 +3,6 @@ package tunnel
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -17,87 +16,68 @@ import (
 // descriptor is an end that the kernel can wait for.
 type descriptor interface{ fds() []int }
 
-// epollWaiter sleeps in epoll_wait.
-type epollWaiter struct {
-	epoll  int
-	wake   int // eventfd
-	events [4]unix.EpollEvent
+// pollWaiter sleeps in ppoll(2): who sends to a descriptor that is in an epoll set pays for that with every packet, asleep or not.
+type pollWaiter struct {
+	fds  []unix.PollFd
+	wake int // eventfd
 }
 
 // KernelScheduler is for workers whose ends are a TUN device and UDP sockets.
-var KernelScheduler = Scheduler{NewWaiter: newEpollWaiter, Yield: yield, Patient: setBatch, Idle: idleTime}
+var KernelScheduler = Scheduler{NewWaiter: newPollWaiter, Yield: yield, Patient: setBatch, Idle: idleTime}
 
-func newEpollWaiter(q Queue, r Receiver) (Waiter, error) {
-	w := &epollWaiter{epoll: -1, wake: -1}
-	if err := w.open(q, r); err != nil {
-		return nil, errors.Join(err, w.Close())
+func newPollWaiter(q Queue, r Receiver) (Waiter, error) {
+	w := &pollWaiter{}
+	for _, end := range []any{q, r} {
+		d, ok := end.(descriptor)
+		if !ok {
+			return nil, fmt.Errorf("wait for %T: it has no file descriptor", end)
+		}
+		for _, fd := range d.fds() {
+			w.add(fd)
+		}
 	}
+	var err error
+	if w.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	w.add(w.wake)
 	return w, nil
 }
 
-func (w *epollWaiter) open(ends ...any) (err error) {
-	if w.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return os.NewSyscallError("epoll_create1", err)
-	}
-	if w.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return os.NewSyscallError("eventfd", err)
-	}
-	fds := []int{w.wake}
-	for _, e := range ends {
-		d, ok := e.(descriptor)
-		if !ok {
-			return fmt.Errorf("wait for %T: it has no file descriptor", e)
-		}
-		fds = append(fds, d.fds()...)
-	}
-	for _, fd := range fds {
-		event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
-		if err := unix.EpollCtl(w.epoll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
-			return os.NewSyscallError("epoll_ctl", err)
-		}
-	}
-	return nil
+func (w *pollWaiter) add(fd int) {
+	w.fds = append(w.fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 }
 
 // Wait implements Waiter. A brief sleep hides from the Go scheduler: one that it knows of costs its monitor thread's being
 // woken, and with it 100 us, when packets come again after a pause (docs/decisions/0009). For that, it must end before
 // the scheduler loses patience with a goroutine that seems to run (runtime/proc.go, forcePreemptNS).
-func (w *epollWaiter) Wait(brief bool) error {
-	const milliseconds = 8
+func (w *pollWaiter) Wait(brief bool) error {
+	var n uintptr
 	var errno syscall.Errno
 	if brief {
-		n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(w.epoll), uintptr(unsafe.Pointer(&w.events[0])), uintptr(len(w.events)), milliseconds, 0, 0)
-		errno = e
+		most := unix.NsecToTimespec(int64(8 * time.Millisecond)) // the kernel writes to it
+		n, _, errno = unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&w.fds[0])), uintptr(len(w.fds)), uintptr(unsafe.Pointer(&most)), 0, 0, 0)
 		if n == 0 {
 			runtime.Gosched()
 		}
 	} else {
-		_, _, errno = unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(w.epoll), uintptr(unsafe.Pointer(&w.events[0])), uintptr(len(w.events)), ^uintptr(0), 0, 0)
+		_, _, errno = unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&w.fds[0])), uintptr(len(w.fds)), 0, 0, 0, 0)
 	}
 	if errno != 0 && errno != unix.EINTR {
-		return os.NewSyscallError("epoll_wait", errno)
+		return os.NewSyscallError("ppoll", errno)
 	}
 	return nil
 }
 
 // Wake implements Waiter. The eventfd stays readable: who was woken is to stop.
-func (w *epollWaiter) Wake() {
+func (w *pollWaiter) Wake() {
 	var one [8]byte
 	binary.NativeEndian.PutUint64(one[:], 1)
 	_, _ = unix.Write(w.wake, one[:])
 }
 
 // Close implements Waiter.
-func (w *epollWaiter) Close() error {
-	var errs []error
-	for _, fd := range []int{w.epoll, w.wake} {
-		if fd >= 0 {
-			errs = append(errs, unix.Close(fd))
-		}
-	}
-	w.epoll, w.wake = -1, -1
-	return errors.Join(errs...)
-}
+func (w *pollWaiter) Close() error { return unix.Close(w.wake) }
 
 // yield offers the core to others (sched_yield(2)).
 func yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }

@@ -113,7 +113,12 @@ func TestRestart(t *testing.T) {
 	c.a.ping(c.b, 56)
 	subnet := c.a.subnet
 	link, _, _ := c.a.device()
-	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGKILL} {
+	for i, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGKILL} {
+		want := []string{"noqueue", "pfifo"}[i]
+		if got := c.a.qdisc(link); got != want {
+			t.Errorf("queueing discipline %s, want %s", got, want)
+		}
+		c.a.setQdisc(link, "pfifo") // by somebody else: it stays
 		transferred := make(chan error, 1)
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -140,12 +145,35 @@ func TestRestart(t *testing.T) {
 	if err := c.a.command.Stop(); err != nil {
 		t.Error(err)
 	}
+	if got := c.a.qdisc(link); got != "pfifo" {
+		t.Errorf("queueing discipline %s, somebody set pfifo", got)
+	}
 	if out := c.a.run("vxlane-flanneld", "cleanup"); out != "" {
 		t.Errorf("cleanup: %s", out)
 	}
 	if err := c.a.host.Run(func() error { _, err := netlink.LinkByName("flannel0"); return err }); err == nil {
 		t.Error("the device is still there")
 	}
+}
+
+// qdisc returns the kind of a device's queueing discipline.
+func (m *member) qdisc(l netlink.Link) (kind string) {
+	m.c.must(m.host.Run(func() error {
+		qdiscs, err := netlink.QdiscList(l)
+		for _, q := range qdiscs {
+			if q.Attrs().Parent == netlink.HANDLE_ROOT {
+				kind = q.Type()
+			}
+		}
+		return err
+	}))
+	return kind
+}
+
+func (m *member) setQdisc(l netlink.Link, kind string) {
+	m.c.must(m.host.Run(func() error {
+		return netlink.QdiscReplace(&netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_ROOT}, QdiscType: kind})
+	}))
 }
 
 // The MTU key is the underlay's, as for flannel's vxlan.

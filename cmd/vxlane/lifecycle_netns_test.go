@@ -329,6 +329,9 @@ func TestDeviceDownAndUp(t *testing.T) {
 	if err := p.a.SetUp("vxlane0"); err != nil {
 		t.Fatal(err)
 	}
+	if out := p.exec(p.a, "ip", "link", "show", "vxlane0"); !strings.Contains(out, " qdisc noqueue ") {
+		t.Errorf("a queueing discipline costs every packet something, and nothing ever waits in it:\n%s", out)
+	}
 	for _, dst := range overlayB {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
