@@ -12,6 +12,7 @@ type cutter struct {
 	space    []byte // for headers
 	free     []byte // what is left of it
 	parts    [][]byte
+	bytes    int // of super-packets that were cut
 }
 
 // headerSpace is room for the headers of most batches; more is made when a batch needs it.
@@ -42,6 +43,7 @@ func (x *transmitter) cut(peer *routing.Peer, p *Packet) encap.Reason {
 	if !s.Reset(p.Data, &p.Headers, p.Offload) {
 		return encap.NotIP
 	}
+	x.cutter.bytes += len(p.Data)
 	size := len(outer) + s.HeaderLen() + p.Offload.SegmentSize
 	most := min(MaxTrain, maxTrainBytes/size)
 	if most == 0 {

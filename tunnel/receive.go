@@ -50,16 +50,22 @@ func newReceiver(t *Tunnel, worker int, q Queue, u Receiver) *receiver {
 	}
 }
 
-// turn moves what the underlay has and reports how many datagrams and trains that was.
-func (x *receiver) turn() (int, error) {
+// turn moves what the underlay has and reports how much that was.
+func (x *receiver) turn() (haul, error) {
 	batch, err := x.underlay.Receive()
 	if len(batch) == 0 {
-		return 0, err
+		return haul{}, err
+	}
+	moved := haul{packets: len(batch)}
+	for i := range batch {
+		if batch[i].SegmentSize > 0 {
+			moved.bytes += len(batch[i].Data)
+		}
 	}
 	if writeErr := x.step(batch); err == nil {
 		err = writeErr
 	}
-	return len(batch), err
+	return moved, err
 }
 
 // step moves one batch: one load of the table, a verdict for each datagram, super-packets made of what belongs together,

@@ -17,8 +17,10 @@ const (
 	crowdedFor = 10 * time.Millisecond
 	// sparse is how many packets there may be in rateWindow for looking to pay, a super-packet or a train counted as one.
 	// When there are more, a sleeping worker finds many at once when it wakes, and moves them together; a watchful one would
-	// move them one by one.
+	// move them one by one. Heavy is the same for super-packets that are cut or joined, in bytes: about a gigabit a second. Those that
+	// travel whole cost so little that looking still pays.
 	sparse     = 60
+	heavy      = 128 << 10
 	rateWindow = time.Millisecond
 	// oneWay is how many times in a row packets may go the same way before nobody is thought to wait for an answer.
 	oneWay = 4
@@ -53,9 +55,9 @@ type spinner struct {
 	fresh   bool          // something was found since last was set
 	near    int           // how many times in a row something was found nearby
 
-	moved   int           // packets since counted
+	moved   haul          // since counted
 	counted time.Duration // when counting began
-	dense   bool          // there were more than sparse
+	dense   bool          // it was more than sparse, or heavy
 	way     Direction     // that packets went last
 	same    int           // how many times in a row
 	stream  bool          // a stream is under way: dense, and one way
@@ -71,15 +73,20 @@ func newSpinner(s Scheduler) spinner {
 	return spinner{now: func() time.Duration { return time.Since(start) }, yield: s.Yield, patient: s.Patient, idle: s.Idle, credit: spinCredit, last: -briefFor}
 }
 
+// haul is what a turn moved one way: packets, a super-packet or a train counted as one, and the bytes of those that were cut or came
+// as a train.
+type haul struct{ packets, bytes int }
+
 // found notes that there were packets.
-func (s *spinner) found(received, sent int) {
-	s.moved += received + sent
+func (s *spinner) found(received, sent haul) {
+	s.moved.packets += received.packets + sent.packets
+	s.moved.bytes += received.bytes + sent.bytes
 	way := Encap
-	if received > 0 {
+	if received.packets > 0 {
 		way = Decap
 	}
 	s.same++
-	if way != s.way || received > 0 && sent > 0 {
+	if way != s.way || received.packets > 0 && sent.packets > 0 {
 		s.way, s.same = way, 0
 	}
 	if s.looking {
@@ -103,8 +110,8 @@ func (s *spinner) again() bool {
 		return false
 	}
 	if span := now - s.counted; span >= rateWindow {
-		s.dense = time.Duration(s.moved)*rateWindow > sparse*span
-		s.moved, s.counted = 0, now
+		s.dense = time.Duration(s.moved.packets)*rateWindow > sparse*span || time.Duration(s.moved.bytes)*rateWindow > heavy*span
+		s.moved, s.counted = haul{}, now
 		s.follow(s.dense)
 	}
 	if now-s.judged >= idleWindow {

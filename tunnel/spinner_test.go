@@ -36,10 +36,10 @@ func (c *clockwork) idle() time.Duration {
 
 // exchange is a request that went out and an answer that came.
 func (c *clockwork) exchange() {
-	c.found(0, 1)
+	c.found(haul{}, haul{1, 64})
 	c.at += 30 * time.Microsecond
 	c.again()
-	c.found(1, 0)
+	c.found(haul{1, 64}, haul{})
 	c.at += 10 * time.Microsecond
 }
 
@@ -56,12 +56,12 @@ func TestNoLookingAfterAPause(t *testing.T) {
 	c.converse()
 	for range 3 {
 		c.at += 50 * time.Millisecond
-		c.found(0, 1)
+		c.found(haul{}, haul{1, 64})
 		if got := c.idle(); got != 0 {
 			t.Errorf("looked for %v after a pause", got)
 		}
 		c.at += 200 * time.Microsecond
-		c.found(1, 0)
+		c.found(haul{1, 64}, haul{})
 		if got := c.idle(); got != 0 {
 			t.Errorf("looked for %v after the answer", got)
 		}
@@ -87,11 +87,11 @@ func TestLookingInVainIsBounded(t *testing.T) {
 	start := c.at
 	const asleep = nearby / 2
 	for range 10_000 { // a packet at times that nobody answers, and another way each time
-		c.found(0, 1)
+		c.found(haul{}, haul{1, 64})
 		looked += c.idle()
 		c.at += asleep
 		c.woken()
-		c.found(1, 0)
+		c.found(haul{1, 64}, haul{})
 		looked += c.idle()
 		c.at += asleep
 		c.woken()
@@ -117,11 +117,11 @@ func TestNoLookingWithoutPackets(t *testing.T) {
 func TestNoLookingWhileAStreamRuns(t *testing.T) {
 	c := newClockwork()
 	for range 1000 {
-		c.found(0, 1)
+		c.found(haul{}, haul{1, 64})
 		c.at += 5 * time.Microsecond
 		c.again()
 	}
-	c.found(0, 1)
+	c.found(haul{}, haul{1, 64})
 	if got := c.idle(); got != 0 || !c.patient {
 		t.Errorf("looked for %v amid a stream, patient: %v", got, c.patient)
 	}
@@ -129,6 +129,24 @@ func TestNoLookingWhileAStreamRuns(t *testing.T) {
 	c.converse()
 	if c.idle() == 0 || c.patient {
 		t.Errorf("the stream is over, patient: %v", c.patient)
+	}
+}
+
+// Few super-packets are a stream when they have to be cut or joined, and none when they travel whole.
+func TestStreamOfSuperPackets(t *testing.T) {
+	for bytes, stream := range map[int]bool{0: false, 64 << 10: true} {
+		c := newClockwork()
+		for range 1000 {
+			c.found(haul{}, haul{1, bytes})
+			c.at += 100 * time.Microsecond
+			c.again()
+			c.found(haul{1, 0}, haul{})
+			c.at += 100 * time.Microsecond
+			c.again()
+		}
+		if looked := c.idle() > 0; looked == stream || c.patient != stream {
+			t.Errorf("super-packets of which %d bytes are cut: looked %v, patient %v", bytes, looked, c.patient)
+		}
 	}
 }
 

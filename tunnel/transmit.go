@@ -46,18 +46,19 @@ func newTransmitter(t *Tunnel, worker int, q Queue, s Sender) *transmitter {
 	}
 }
 
-// turn moves what the device has and reports how many packets and super-packets that was.
-func (x *transmitter) turn() (int, error) {
+// turn moves what the device has and reports how much that was.
+func (x *transmitter) turn() (haul, error) {
 	if x.batch == nil {
 		x.batch = NewBatch()
 	}
 	x.batch.Reset()
 	err := x.queue.Read(x.batch)
-	if n := len(x.batch.packets); n > 0 {
-		x.step(x.batch.packets)
-		return n, err
+	if len(x.batch.packets) == 0 {
+		return haul{}, err
 	}
-	return 0, err
+	x.cutter.bytes = 0
+	x.step(x.batch.packets)
+	return haul{packets: len(x.batch.packets), bytes: x.cutter.bytes}, err
 }
 
 // step moves one batch: one load of the table, a verdict and a header for each packet, one send.

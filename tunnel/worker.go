@@ -26,7 +26,7 @@ func (w *worker) run() error {
 		switch {
 		case err != nil:
 			return err
-		case received+sent > 0:
+		case received.packets+sent.packets > 0:
 			w.spinner.found(received, sent)
 		case w.spinner.again():
 		default:
@@ -40,12 +40,12 @@ func (w *worker) run() error {
 }
 
 // turn moves what is there, in both directions, and returns how much that was.
-func (w *worker) turn() (received, sent int, err error) {
+func (w *worker) turn() (received, sent haul, err error) {
 	if received, err = w.receive.turn(); err != nil {
-		return 0, 0, fmt.Errorf("move packets to the device: %w", err)
+		return haul{}, haul{}, fmt.Errorf("move packets to the device: %w", err)
 	}
 	if sent, err = w.transmit.turn(); err != nil {
-		return 0, 0, fmt.Errorf("move packets from the device: %w", err)
+		return haul{}, haul{}, fmt.Errorf("move packets from the device: %w", err)
 	}
 	return received, sent, nil
 }
