@@ -89,12 +89,12 @@ func (c *Coalescer) Add(packet []byte, h *Headers, good bool) {
 		clear(c.open[:]) // its flow is not known, and it must not be overtaken by what follows
 	}
 	good = good && joinable(packet, h, n)
-	if good && c.last != 0 && c.append(c.last-1, packet, h, n, index) { // most follow the one before, and need no hash
+	if good && c.last != 0 && c.append(&c.runs[c.last-1], packet, h, n, index) { // most follow the one before, and need no hash
 		return
 	}
 	hash := h.FlowHash()
 	bucket := &c.open[hash%flowBuckets]
-	if i := *bucket - 1; good && i >= 0 && i != c.last-1 && c.runs[i].hash == hash && c.append(i, packet, h, n, index) {
+	if i := *bucket - 1; good && i >= 0 && i != c.last-1 && c.runs[i].hash == hash && c.append(&c.runs[i], packet, h, n, index) {
 		c.last = i + 1
 		return
 	}
@@ -156,8 +156,7 @@ func endFlags(packet []byte, h *Headers) (flags byte, end bool) {
 }
 
 // append adds a packet, which is joinable, to a run when it continues it.
-func (c *Coalescer) append(i int32, packet []byte, h *Headers, n int, index int32) bool {
-	r := &c.runs[i]
+func (c *Coalescer) append(r *run, packet []byte, h *Headers, n int, index int32) bool {
 	length := h.Len - h.L4 - n
 	headers := h.L4 + n
 	if r.closed || r.parts == maxParts || length > r.segment || headers-h.L3+r.total+length > maxIPLen || !c.continues(r, packet, h, n) {

@@ -2,8 +2,8 @@
 
 // func sumAVX2(p *byte, n int) uint64
 //
-// Adds up the little-endian 32-bit words of n bytes at p; n is a multiple of 32, at least 128. Even and odd words are kept in 64-bit
-// lanes of their own, so nothing carries.
+// Adds up the little-endian 32-bit words of n bytes at p; n is a multiple of 32, at least 128. Each word is widened to a 64-bit lane, so
+// nothing carries.
 TEXT ·sumAVX2(SB), NOSPLIT, $0-24
 	MOVQ p+0(FP), SI
 	MOVQ n+8(FP), CX

@@ -37,6 +37,7 @@ type prober struct {
 const (
 	probeAgain    = 500 * time.Millisecond // between checks of a size, while packets of it flow
 	probeTries    = 2
+	silentTries   = 3                      // as long as nothing is answered, small requests neither
 	probePatience = 200 * time.Millisecond // for an answer, as long as the round trip is not known
 	minPatience   = 50 * time.Millisecond
 	probeLarger   = 10 * time.Second // between tries whether a black hole is gone, or takes more
@@ -64,10 +65,13 @@ const (
 	idle       phase = iota // until traffic brings it up; at due it is forgotten
 	resting                 // until due, what was found out stands; only a larger packet brings it up
 	silent                  // until due, nobody is asked
-	checking                // of size; from here on, answers are waited for
+	checking                // of size
 	searching               // between low and high
 	confirming              // that low is answered, and nothing larger
 )
+
+// waits reports whether answers are waited for.
+func (p phase) waits() bool { return p == checking || p == searching || p == confirming }
 
 // pathProbe is what is being found out about the path to a peer.
 type pathProbe struct {
@@ -149,10 +153,10 @@ func (p *prober) try(q *pathProbe, now time.Time) {
 		return
 	}
 	q.tries, q.late = q.tries+1, false
+	p.send(q, q.size) // before the small one: a peer that answers so many and no more answers this one
 	if q.tries > 1 || q.trip == 0 {
 		p.send(q, p.floor)
 	}
-	p.send(q, q.size)
 	q.due = now.Add(q.patience())
 }
 
@@ -237,9 +241,9 @@ func (p *prober) tick(now time.Time) {
 		late := now.Sub(q.due)
 		switch {
 		case late < 0 || p.gone(q):
-		case q.phase >= checking && late > minPatience/2 && !q.late:
+		case q.phase.waits() && late > minPatience/2 && !q.late:
 			q.late, q.due = true, now.Add(minPatience)
-		case q.phase == checking && q.tries < probeTries:
+		case q.phase == checking && (q.tries < probeTries || !q.heard && q.tries < silentTries):
 			p.try(q, now)
 		case q.phase == checking:
 			p.unanswered(q, now)
@@ -312,13 +316,14 @@ func (p *prober) narrow(q *pathProbe, now time.Time) {
 	p.confirm(q, now)
 }
 
-// confirm asks once more for what the search found to arrive, and for what it found not to.
+// confirm asks once more for what the search found not to arrive, and then for what it found to.
 func (p *prober) confirm(q *pathProbe, now time.Time) {
-	if !p.limit.takeN(now, 3, probesPerSecond, probesPerSecond) {
-		q.asked, q.due = []int{q.low}, now.Add(minPatience)
+	sizes := slices.Compact([]int{q.size, q.high, q.low})
+	if !p.limit.takeN(now, len(sizes), probesPerSecond, probesPerSecond) {
+		q.asked, q.due = nil, now.Add(minPatience)
 		return
 	}
-	q.tries, q.late, q.asked = q.tries+1, false, slices.Compact([]int{q.low, q.high, q.size})
+	q.tries, q.late, q.asked = q.tries+1, false, sizes
 	for _, n := range slices.Clone(q.asked) {
 		p.send(q, n)
 	}
@@ -327,21 +332,26 @@ func (p *prober) confirm(q *pathProbe, now time.Time) {
 
 // agree takes in the answers to confirm: nothing larger than low was among them.
 func (p *prober) agree(q *pathProbe, now time.Time) {
-	if !slices.Contains(q.asked, q.low) {
+	if len(q.asked) > 0 && !slices.Contains(q.asked, q.low) {
 		q.agreed++
 	}
 	switch {
 	case q.agreed == confirmations:
 		p.found(q, now)
 	case q.tries == confirmTries: // it comes and goes, which says nothing of sizes
-		q.rest(resting, now, 0)
+		q.rest(resting, now, probeAgain)
 	default:
 		p.confirm(q, now)
 	}
 }
 
-// found ends a search: packets of more than low vanish.
+// found ends a search: packets of more than low vanish, unless an ICMP error has come late.
 func (p *prober) found(q *pathProbe, now time.Time) {
+	if known, err := p.kernel.mtu(q.peer.Endpoint.Addr()); err == nil && known < q.size {
+		p.kernel.asked(q.peer)
+		q.rest(resting, now, 0)
+		return
+	}
 	path := &q.peer.State().Path
 	if mtu, hole := path.MTU(); !hole || mtu != q.low {
 		p.kernel.log.Warn("black hole: larger packets vanish on the path, and no ICMP error tells of it", "peer", q.peer.Name, "address", q.peer.Endpoint.Addr(), "bytes", q.low)

@@ -64,8 +64,8 @@ type tally struct {
 
 func (t *tally) add(packets, bytes int) { t.packets, t.bytes = t.packets+packets, t.bytes+bytes }
 
-// encapsulated adds to a worker's counters for packets that went to the peer.
-func (t *tally) encapsulated(worker int) {
+// addEncap adds to a worker's counters what went to the peer.
+func (t *tally) addEncap(worker int) {
 	if t.peer != nil {
 		c := t.peer.State().Counters(worker)
 		c.EncapPackets.Add(uint64(t.packets))
@@ -73,8 +73,8 @@ func (t *tally) encapsulated(worker int) {
 	}
 }
 
-// decapsulated adds to a worker's counters for packets that came from the peer, the last of them now.
-func (t *tally) decapsulated(worker int, now int64) {
+// addDecap adds to a worker's counters what came from the peer, the last of it now.
+func (t *tally) addDecap(worker int, now int64) {
 	if t.peer != nil {
 		t.peer.State().SetLastReceive(now)
 		c := t.peer.State().Counters(worker)

@@ -12,7 +12,7 @@ type cutter struct {
 	space    []byte // for headers
 	free     []byte // what is left of it
 	parts    [][]byte
-	bytes    int // of super-packets that were cut
+	bytes    int // of super-packets that were cut, since the worker's turn began
 }
 
 // headerSpace is room for the headers of most batches; more is made when a batch needs it.

@@ -71,8 +71,9 @@ func (l *Link) Up(mtu int) error {
 	return nil
 }
 
-// dropQdisc leaves the device without a queueing discipline, as the kernel's vxlan device is: nothing would ever wait in one, since a
-// TUN device drops what it has no room for (drivers/net/tun.c, tun_net_xmit). One that somebody chose, which has a handle, stays.
+// dropQdisc leaves the device without a queueing discipline, as the kernel's vxlan device is: nothing would wait in one for want of room, since
+// a TUN device drops what it has no room for (drivers/net/tun.c, tun_net_xmit). One that somebody set, which has a handle, stays; that of
+// net.core.default_qdisc has none.
 func (l *Link) dropQdisc() error {
 	qdiscs, err := netlink.QdiscList(l.handle())
 	if err != nil {

@@ -22,11 +22,16 @@ type receiver struct {
 	first   []int           // of each of joined: the first of packets in it
 	joiner  *encap.Coalescer
 	last    *lastDatagram
-	peek    encap.Headers // of what carriesSuper looks at
-	host    netip.Addr    // that limit was asked about last in this batch
-	limit   int           // the longest packet for it, in bytes
-	taken   int           // packets of this batch
-	now     int64         // of the batch, in Ethernet mode
+	peek    encap.Headers // what carriesSuper looks at; here because it escapes through Codec
+	batch   batchState
+}
+
+// batchState is what is known for one batch.
+type batchState struct {
+	received int        // packets
+	host     netip.Addr // that limit was asked about last
+	limit    int        // the longest packet for it, in bytes
+	now      int64      // in seconds since 1970, in Ethernet mode
 }
 
 // lastDatagram is the datagram before the current one, in the same batch: the next one of its flow has the same verdict.
@@ -73,15 +78,15 @@ func (x *receiver) turn() (haul, error) {
 func (x *receiver) step(batch []Datagram) error {
 	view := x.t.view()
 	x.packets, x.origin = x.packets[:0], x.origin[:0]
-	x.last.valid, x.host, x.taken = false, netip.Addr{}, 0
+	x.last.valid, x.batch = false, batchState{}
 	if x.t.fdb != nil {
-		x.now = time.Now().Unix()
+		x.batch.now = time.Now().Unix()
 	}
 	for i := range batch {
 		x.unpack(view, &batch[i])
 	}
 	x.count.countBatch(len(batch))
-	x.count.received.Add(uint64(x.taken))
+	x.count.received.Add(uint64(x.batch.received))
 	if len(x.packets) == 0 {
 		return nil
 	}
@@ -149,7 +154,7 @@ func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int)
 	default:
 		v.Reason = x.finish(p, d.TOS, segment)
 	}
-	x.taken += p.Count
+	x.batch.received += p.Count
 	switch {
 	case v.Reason != encap.None:
 		x.count.drop(v.Reason, p.Count)
@@ -160,7 +165,7 @@ func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int)
 		x.count.consumed.Add(uint64(p.Count))
 	default:
 		if x.t.fdb != nil {
-			x.t.fdb.observe(view, view.station(p.Headers.Link.Src, &p.Headers), v.Peer, d.Remote.Addr(), x.now)
+			x.t.fdb.observe(view, view.station(p.Headers.Link.Src, &p.Headers), v.Peer, d.Remote.Addr(), x.batch.now)
 		}
 		if v.Suspect != encap.None {
 			x.count.suspect[v.Suspect].Add(uint64(p.Count))
@@ -231,10 +236,10 @@ func (x *receiver) super(p *Packet, segment int, partial bool) (encap.Offload, b
 	if h.Proto != encap.ProtoTCP {
 		return encap.Offload{}, false
 	}
-	if h.Dst != x.host {
-		x.host, x.limit = h.Dst, min(x.t.mtu, x.t.hints.limit(h.Dst))
+	if h.Dst != x.batch.host {
+		x.batch.host, x.batch.limit = h.Dst, min(x.t.mtu, x.t.hints.limit(h.Dst))
 	}
-	o, ok := encap.SuperTCP(p.Data, h, x.limit)
+	o, ok := encap.SuperTCP(p.Data, h, x.batch.limit)
 	if ok && !partial {
 		ok = encap.InspectChecksum(p.Data, h) == encap.ChecksumWhole
 		if ok {
@@ -298,12 +303,12 @@ func (x *receiver) account(packets []Packet, joined bool) {
 		bytes := p.wireBytes()
 		all.add(p.Sent, bytes)
 		if peer := x.origin[from]; peer != own.peer {
-			own.decapsulated(x.worker, now)
+			own.addDecap(x.worker, now)
 			own = tally{peer: peer}
 		}
 		own.add(p.Sent, bytes)
 	}
-	own.decapsulated(x.worker, now)
+	own.addDecap(x.worker, now)
 	x.count.delivered.Add(uint64(all.packets))
 	x.count.bytes.Add(uint64(all.bytes))
 	x.count.split.Add(uint64(split))

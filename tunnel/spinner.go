@@ -110,7 +110,8 @@ func (s *spinner) again() bool {
 		return false
 	}
 	if span := now - s.counted; span >= rateWindow {
-		s.dense = time.Duration(s.moved.packets)*rateWindow > sparse*span || time.Duration(s.moved.bytes)*rateWindow > heavy*span
+		windows := int(span / rateWindow)
+		s.dense = s.moved.packets > sparse*windows || s.moved.bytes > heavy*windows
 		s.moved, s.counted = haul{}, now
 		s.follow(s.dense)
 	}

@@ -229,12 +229,12 @@ func (x *transmitter) account() {
 			}
 		}
 		if o.peer != own.peer {
-			own.encapsulated(x.worker)
+			own.addEncap(x.worker)
 			own = tally{peer: o.peer}
 		}
 		own.add(d.Sent, bytes)
 	}
-	own.encapsulated(x.worker)
+	own.addEncap(x.worker)
 	x.count.delivered.Add(uint64(all.packets))
 	x.count.bytes.Add(uint64(all.bytes))
 	x.count.split.Add(uint64(split))

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"syscall"
 	"time"
 	"unsafe"
 
@@ -52,21 +51,26 @@ func (w *pollWaiter) add(fd int) {
 // woken, and with it 100 us, when packets come again after a pause (docs/decisions/0009). For that, it must end before
 // the scheduler loses patience with a goroutine that seems to run (runtime/proc.go, forcePreemptNS).
 func (w *pollWaiter) Wait(brief bool) error {
-	var n uintptr
-	var errno syscall.Errno
-	if brief {
-		most := unix.NsecToTimespec(int64(8 * time.Millisecond)) // the kernel writes to it
-		n, _, errno = unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&w.fds[0])), uintptr(len(w.fds)), uintptr(unsafe.Pointer(&most)), 0, 0, 0)
-		if n == 0 {
-			runtime.Gosched()
-		}
-	} else {
-		_, _, errno = unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&w.fds[0])), uintptr(len(w.fds)), 0, 0, 0, 0)
+	if !brief {
+		_, err := unix.Ppoll(w.fds, nil, nil)
+		return pollError(err)
 	}
-	if errno != 0 && errno != unix.EINTR {
-		return os.NewSyscallError("ppoll", errno)
+	most := unix.NsecToTimespec(int64(8 * time.Millisecond)) // the kernel writes to it
+	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&w.fds[0])), uintptr(len(w.fds)), uintptr(unsafe.Pointer(&most)), 0, 0, 0)
+	if errno != 0 {
+		return pollError(errno)
+	}
+	if n == 0 {
+		runtime.Gosched()
 	}
 	return nil
+}
+
+func pollError(err error) error {
+	if err == unix.EINTR {
+		return nil
+	}
+	return os.NewSyscallError("ppoll", err)
 }
 
 // Wake implements Waiter. The eventfd stays readable: who was woken is to stop.
@@ -77,7 +81,7 @@ func (w *pollWaiter) Wake() {
 }
 
 // Close implements Waiter.
-func (w *pollWaiter) Close() error { return unix.Close(w.wake) }
+func (w *pollWaiter) Close() error { return os.NewSyscallError("close", unix.Close(w.wake)) }
 
 // yield offers the core to others (sched_yield(2)).
 func yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
