@@ -110,8 +110,8 @@ func (s *spinner) again() bool {
 		return false
 	}
 	if span := now - s.counted; span >= rateWindow {
-		windows := int(span / rateWindow)
-		s.dense = s.moved.packets > sparse*windows || s.moved.bytes > heavy*windows
+		windows := float64(span) / float64(rateWindow)
+		s.dense = float64(s.moved.packets) > sparse*windows || float64(s.moved.bytes) > heavy*windows
 		s.moved, s.counted = haul{}, now
 		s.follow(s.dense)
 	}

@@ -150,6 +150,18 @@ func TestStreamOfSuperPackets(t *testing.T) {
 	}
 }
 
+// What comes after a day of silence is no stream.
+func TestNoStreamAfterADay(t *testing.T) {
+	c := newClockwork()
+	for range 3 {
+		c.at += 24 * time.Hour
+		c.exchange()
+		if c.patient {
+			t.Fatalf("an exchange after a day is taken for a stream")
+		}
+	}
+}
+
 // A core that others need is left to them.
 func TestNoLookingOnACrowdedCore(t *testing.T) {
 	c := newClockwork()

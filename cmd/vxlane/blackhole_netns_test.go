@@ -74,7 +74,7 @@ func TestBlackHoleOnThePath(t *testing.T) {
 				for _, to := range overlayB {
 					p.ping(p.a, to, 1200)
 					begin := time.Now()
-					r, err := traffic.TCP(t.Context(), p.a, p.b, to, 3*time.Second)
+					r, err := traffic.TCP(t.Context(), p.a, p.b, to, 1500*time.Millisecond)
 					if err != nil || r.Bytes < 1<<20 {
 						t.Errorf("%s: %d bytes, %v", to, r.Bytes, err)
 					}
