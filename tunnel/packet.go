@@ -131,9 +131,9 @@ type Device interface {
 type Datagram struct {
 	// Data is header and packet. For Send it is borrowed until Send returns; Receive sets it, borrowed until the next.
 	Data []byte
-	// Parts are what follows Data, for Send. No datagram of a train begins or ends within one.
+	// Parts are what follows Data in a train, for Send. No datagram of it begins or ends within one.
 	Parts [][]byte
-	// SegmentSize, when not 0, says that this is a train: datagrams of so many bytes, the last may be shorter.
+	// SegmentSize, when not 0, says that this is a train: datagrams of so many bytes, the last may be shorter. It may be one alone.
 	SegmentSize int
 	// Count is how many datagrams it is. For Send it is at most MaxTrain, and together they have at most maxTrainBytes.
 	Count int

@@ -3,6 +3,7 @@ package tunnel_test
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 
@@ -83,6 +84,67 @@ func TestTransmitSuperPacket(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// What super-packets of one flow leave free in a train, the next one fills; nothing follows a datagram that is shorter than the rest.
+func TestSuperPacketsFillTrains(t *testing.T) {
+	const size, most = 1398, 44
+	for name, c := range map[string]struct {
+		payloads []int
+		small    int      // a small packet goes out before the one of this number
+		to       []string // 10.99.0.2 when it is nil
+		want     []int    // datagrams of each train
+	}{
+		"one":          {payloads: []int{46 * size}, want: []int{most, 2}},
+		"two":          {payloads: []int{46 * size, 46 * size}, want: []int{most, most, 4}},
+		"four":         {payloads: []int{46 * size, 46 * size, 46 * size, 46 * size}, want: []int{most, most, most, most, 8}},
+		"short end":    {payloads: []int{45*size + 1, 46 * size}, want: []int{most, 2, most, 2}},
+		"a bit more":   {payloads: []int{45 * size, 45*size + 1, size + 1}, want: []int{most, most, 3, 2}},
+		"small first":  {payloads: []int{2 * size, 46 * size}, want: []int{most, 4}},
+		"small within": {payloads: []int{46 * size, 46 * size}, small: 1, want: []int{most, 2, 1, most, 2}},
+		"one alone":    {payloads: []int{45 * size, 46 * size}, small: 1, want: []int{most, 1, 1, most, 2}},
+		"other host":   {payloads: []int{46 * size, 46 * size}, to: []string{"10.99.0.2", "10.244.2.22"}, want: []int{most, 2, most, 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, rigConfig())
+				var batch, want [][]byte
+				var offload encap.Offload
+				for i, n := range c.payloads {
+					to := "10.99.0.2"
+					if c.to != nil {
+						to = c.to[i]
+					}
+					if c.small > 0 && i == c.small {
+						small, _, parts := super(t, encap.GSOTCP, "10.99.0.1", to, numbered(7), size)
+						batch, want = append(batch, small), append(want, parts...)
+					}
+					packet, o, parts := super(t, encap.GSOTCP, "10.99.0.1", to, numbered(n), size)
+					batch, want, offload = append(batch, packet), append(want, parts...), o
+				}
+				r.device.Queue(0).Offload = offload
+				r.start()
+				r.device.Queue(0).Put(batch...)
+				synctest.Wait()
+				var got [][]byte
+				var trains []int
+				for _, d := range sentTo(r, "172.30.0.2:8472") {
+					trains = append(trains, d.Count)
+					if len(d.Data) > size && d.SegmentSize == 0 {
+						t.Errorf("datagram %d of a super-packet is no train: another as short as its header could be sent as its continuation", len(trains))
+					}
+					got = append(got, segments(t, d)...)
+				}
+				equalPackets(t, got, want)
+				if !slices.Equal(trains, c.want) {
+					t.Errorf("trains of %v, want %v", trains, c.want)
+				}
+				if s := r.tunnel.Stats().Encap; s.Delivered != uint64(len(want)) || s.Bytes != uint64(total(want)) {
+					t.Errorf("counters %+v, want %d packets of %d bytes", s, len(want), total(want))
+				}
+			})
+		})
 	}
 }
 

@@ -41,6 +41,7 @@ func TestTrains(t *testing.T) {
 		"another TTL":        {sizes: repeat(2, 100), edit: func(b []Datagram) { b[1].TTL = 4 }, want: []int{1, 1}},
 		"empty":              {sizes: []int{0, 0}, want: []int{1, 1}},
 		"super-packet":       {sizes: repeat(3, 100), edit: func(b []Datagram) { b[1] = trainOf(100, 3) }, want: []int{1, 3, 1}},
+		"end of one":         {sizes: repeat(2, 20), edit: func(b []Datagram) { b[0] = endOfTrain(20, 80) }, want: []int{2, 1}}, // pieces, as neither is a train
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := &kernel{trains: true}
@@ -68,6 +69,13 @@ func trainOf(size, n int) Datagram {
 		pieces[i] = bytes.Repeat([]byte{byte(100 + i)}, size)
 	}
 	return Datagram{Data: pieces[0], Parts: pieces[1:], SegmentSize: size, Count: n, Remote: netip.MustParseAddrPort("192.0.2.1:8472")}
+}
+
+// endOfTrain returns a train of one datagram, its header apart from its payload.
+func endOfTrain(header, payload int) Datagram {
+	d := trainOf(header+payload, 1)
+	d.Data, d.Parts = d.Data[:header], [][]byte{d.Data[header:]}
+	return d
 }
 
 // A train that the kernel refuses goes datagram by datagram, each once, and trains are given up when that is what was
