@@ -44,7 +44,8 @@ cat >"$config" <<CONFIG
 version: 1
 tunnels:
   - tier: ${TIER:-auto}
-    device: {addresses: [$BENCH_ADDRESS], routes: false, queues: ${QUEUES:-0}}
+    routes: false # those to the pods the harness adds
+    device: {addresses: [$BENCH_ADDRESS], queues: ${QUEUES:-0}}
     underlay: {local: $BENCH_UNDERLAY}
     peers:
       - name: peer
