@@ -191,8 +191,7 @@ type Underlay interface {
 
 // Waiter lets a worker sleep.
 type Waiter interface {
-	// Wait returns when one of the worker's queues or receivers may have something, after Wake, or for no reason. Brief says that
-	// more is expected soon.
+	// Wait returns when one of its ends may have something, after Wake, or for no reason. Brief says that more is expected soon.
 	Wait(brief bool) error
 	// Wake ends the current or the next Wait. Any goroutine may call it, until Close.
 	Wake()
@@ -202,8 +201,10 @@ type Waiter interface {
 
 // Scheduler is how workers sleep and share their cores with other threads.
 type Scheduler struct {
-	// NewWaiter makes the Waiter of a worker between a queue and a receiver.
+	// NewWaiter makes a Waiter for a queue and a receiver, or for one of them; the other is nil.
 	NewWaiter func(Queue, Receiver) (Waiter, error)
+	// Cores is how many cores there are. When there are more than workers, these have a second thread for streams.
+	Cores int
 	// Yield offers the core to others. When it is nil, workers that find nothing sleep at once.
 	Yield func()
 	// Patient makes the calling thread one that does not preempt others when it is woken, or an ordinary one again. It is
@@ -211,4 +212,6 @@ type Scheduler struct {
 	Patient func(on bool)
 	// Idle returns how long the machine's cores have been idle, added up. It is used where Yield is.
 	Idle func() time.Duration
+	// Clock returns how to ask, from any thread, how long the calling one has been on a core. It is used where Cores allows second threads.
+	Clock func() func() time.Duration
 }

@@ -55,9 +55,10 @@ type spinner struct {
 	fresh   bool          // something was found since last was set
 	near    int           // how many times in a row something was found nearby
 
-	moved   haul          // since counted
+	moved   [2]haul       // since counted, by direction
 	counted time.Duration // when counting began
 	dense   bool          // it was more than sparse, or heavy
+	crowded [2]bool       // one direction alone was
 	way     Direction     // that packets went last
 	same    int           // how many times in a row
 	stream  bool          // a stream is under way: dense, and one way
@@ -66,21 +67,28 @@ type spinner struct {
 	judged  time.Duration
 	wasIdle time.Duration
 	busy    bool // the machine has no idle core
+
+	relief relief
 }
 
 func newSpinner(s Scheduler) spinner {
 	start := time.Now()
-	return spinner{now: func() time.Duration { return time.Since(start) }, yield: s.Yield, patient: s.Patient, idle: s.Idle, credit: spinCredit, last: -briefFor}
+	return spinner{now: func() time.Duration { return time.Since(start) }, yield: s.Yield, patient: s.Patient, idle: s.Idle, credit: spinCredit, last: -briefFor, relief: relief{streamed: -2 * lull}}
 }
 
 // haul is what a turn moved one way: packets, a super-packet or a train counted as one, and the bytes of those that were cut or came
 // as a train.
 type haul struct{ packets, bytes int }
 
+// dense reports whether so much in so many windows is a stream.
+func (h haul) dense(windows float64) bool {
+	return float64(h.packets) > sparse*windows || float64(h.bytes) > heavy*windows
+}
+
 // found notes that there were packets.
 func (s *spinner) found(received, sent haul) {
-	s.moved.packets += received.packets + sent.packets
-	s.moved.bytes += received.bytes + sent.bytes
+	s.count(Decap, received)
+	s.count(Encap, sent)
 	way := Encap
 	if received.packets > 0 {
 		way = Decap
@@ -94,6 +102,34 @@ func (s *spinner) found(received, sent haul) {
 		s.looked += s.now() - s.since
 	}
 	s.fresh = true
+	if s.yield != nil {
+		s.measure(s.now())
+	}
+}
+
+// count notes how much went one way.
+func (s *spinner) count(d Direction, h haul) {
+	s.moved[d].packets += h.packets
+	s.moved[d].bytes += h.bytes
+}
+
+// measure closes windows that are over.
+func (s *spinner) measure(now time.Duration) {
+	if span := now - s.counted; span >= rateWindow {
+		windows := float64(span) / float64(rateWindow)
+		sent, received := s.moved[Encap], s.moved[Decap]
+		s.dense = haul{sent.packets + received.packets, sent.bytes + received.bytes}.dense(windows)
+		s.crowded = [2]bool{Encap: sent.dense(windows), Decap: received.dense(windows)}
+		if s.dense && sent.packets > 0 && received.packets > 0 {
+			s.relief.seen(now)
+		}
+		s.moved, s.counted = [2]haul{}, now
+		s.follow(s.crowded[Encap] || s.dense && !s.relief.wanted)
+	}
+	if now-s.judged >= idleWindow {
+		s.judge(now)
+	}
+	s.relief.decide(now)
 }
 
 // again reports whether to look again; then the core has been offered to others before it returns.
@@ -109,17 +145,9 @@ func (s *spinner) again() bool {
 	if s.yield == nil {
 		return false
 	}
-	if span := now - s.counted; span >= rateWindow {
-		windows := float64(span) / float64(rateWindow)
-		s.dense = float64(s.moved.packets) > sparse*windows || float64(s.moved.bytes) > heavy*windows
-		s.moved, s.counted = haul{}, now
-		s.follow(s.dense)
-	}
-	if now-s.judged >= idleWindow {
-		s.judge(now)
-	}
+	s.measure(now)
 	if !s.looking {
-		if s.near < conversation || now < s.quiet || s.busy || s.dense || s.same >= oneWay {
+		if s.near < conversation || now < s.quiet || s.busy || s.dense || s.relief.wanted || s.same >= oneWay {
 			return s.sleep(now)
 		}
 		s.looking, s.since, s.until = true, now, now+min(spinWindow, s.credit)
@@ -140,7 +168,9 @@ func (s *spinner) again() bool {
 func (s *spinner) judge(now time.Duration) {
 	idle := s.idle()
 	free := idle - s.wasIdle + s.looked
-	s.busy = now-s.judged < 2*idleWindow && free < time.Duration(idleShare*float64(now-s.judged))
+	span := float64(now - s.judged)
+	s.busy = now-s.judged < 2*idleWindow && float64(free) < idleShare*span
+	s.relief.weigh(s.judged, float64(free)/span, span)
 	s.judged, s.wasIdle, s.looked = now, idle, 0
 }
 

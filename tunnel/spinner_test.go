@@ -1,6 +1,8 @@
 package tunnel
 
 import (
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -11,7 +13,9 @@ type clockwork struct {
 	at      time.Duration
 	others  time.Duration // how long others use the core when it is offered
 	patient bool
-	free    float64 // cores that are idle
+	free    float64       // cores that are idle
+	load    float64       // cores that the worker's threads take
+	clock   time.Duration // what they took
 }
 
 func newClockwork() *clockwork {
@@ -22,8 +26,21 @@ func newClockwork() *clockwork {
 		Idle:    func() time.Duration { return time.Duration(c.free * float64(c.at)) },
 	})
 	c.now = func() time.Duration { return c.at }
+	c.relief.spent = func() time.Duration { return c.clock }
 	c.at = time.Hour
 	return c
+}
+
+// stream is TCP that is cut and its acknowledgements, for so long. It ends as the spinner says whether a second thread is worth it.
+func (c *clockwork) stream(ways int, d time.Duration) bool {
+	for end := c.at + d; c.at < end; c.at += 50 * time.Microsecond {
+		c.found(haul{}, haul{1, 64 << 10})
+		if ways == 2 {
+			c.found(haul{1, 0}, haul{})
+		}
+		c.clock += time.Duration(c.load * float64(50*time.Microsecond))
+	}
+	return c.relief.wanted
 }
 
 // idle looks until the spinner wants to sleep, and returns for how long that was.
@@ -199,6 +216,89 @@ func TestNoLookingOnABusyMachine(t *testing.T) {
 		if looked < want[0] || looked > want[1] {
 			t.Errorf("%v cores idle: looked %d times of 100,000", free, looked)
 		}
+	}
+}
+
+// A second thread is for streams both ways that keep the worker busy, while a core is idle.
+func TestSecondThread(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		ways       int
+		load, free float64
+		want       bool
+	}{
+		{"busy worker", 2, 0.95, 0.5, true},
+		{"worker with time left", 2, 0.75, 0.5, false},
+		{"busy machine", 2, 0.95, 0.1, false},
+		{"one way only", 1, 0.95, 0.5, false},
+	} {
+		w := newClockwork()
+		w.at = 0
+		w.load, w.free = c.load, c.free
+		if got := w.stream(c.ways, time.Second); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
+// Once there, it stays while both threads have something to do, through the pauses of a stream, and not much longer than the stream.
+func TestSecondThreadLeaves(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		load  float64
+		free  float64
+		pause time.Duration
+		want  bool
+	}{
+		{"both busy", 1.1, 0.2, 0, true},
+		{"less to do", 0.7, 0.2, 0, true},
+		{"little to do", 0.3, 0.2, 0, false},
+		{"no idle core", 1.1, 0, 0, false},
+		{"pause", 1.1, 0.2, lull - 5*time.Millisecond, true},
+		{"end", 1.1, 0.2, lull + 5*time.Millisecond, false},
+	} {
+		w := newClockwork()
+		w.at = 0
+		w.load, w.free = 0.95, 0.5
+		if !w.stream(2, time.Second) {
+			t.Fatal("no second thread")
+		}
+		idle, from := w.spinner.idle(), w.at
+		w.spinner.idle = func() time.Duration { return idle + time.Duration(c.free*float64(w.at-from)) }
+		w.load = c.load
+		w.stream(2, time.Second)
+		w.at += c.pause
+		w.again()
+		if w.relief.wanted != c.want {
+			t.Errorf("%s: %v", c.name, w.relief.wanted)
+		}
+	}
+}
+
+func TestNoSecondThreadForConversation(t *testing.T) {
+	c := newClockwork()
+	c.load, c.free = 0.95, 0.5
+	for range 50_000 {
+		c.exchange()
+		if c.relief.wanted {
+			t.Fatal("a second thread for requests and answers")
+		}
+	}
+}
+
+func TestThreadClock(t *testing.T) {
+	clock := make(chan func() time.Duration)
+	var done atomic.Bool
+	go func() {
+		runtime.LockOSThread()
+		clock <- threadClock()
+		for !done.Load() {
+		}
+	}()
+	defer done.Store(true)
+	c := <-clock
+	for start := c(); c() < start+10*time.Millisecond; {
+		runtime.Gosched()
 	}
 }
 

@@ -110,9 +110,11 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 	}
 	t.slow.limit = newLimiter()
 	for i, q := range queues {
-		t.workers = append(t.workers, &worker{
-			transmit: newTransmitter(t, i, q, underlay.NewSender()), receive: newReceiver(t, i, q, receivers[i]), spinner: newSpinner(cfg.Scheduler),
-		})
+		w := &worker{transmit: newTransmitter(t, i, q, underlay.NewSender()), receive: newReceiver(t, i, q, receivers[i]), spinner: newSpinner(cfg.Scheduler)}
+		if cfg.Scheduler.Cores > len(queues) {
+			w.helper = newHelper(w.receive, &t.cfg.Scheduler)
+		}
+		t.workers = append(t.workers, w)
 	}
 	t.neighbours = newNeighbours(t, underlay.NewSender())
 	if cfg.Shared != nil {
@@ -181,10 +183,17 @@ func (t *Tunnel) Run(ctx context.Context) error {
 		t.cfg.Shared.enter(t)
 		defer t.cfg.Shared.leave(t)
 	}
-	failures := make(chan error, len(t.workers))
+	failures := make(chan error, 2*len(t.workers))
 	var running sync.WaitGroup
 	for _, w := range t.workers {
 		running.Go(func() { failures <- w.run() })
+		if w.helper != nil {
+			running.Go(func() {
+				if err := w.helper.run(); err != nil {
+					failures <- err
+				}
+			})
+		}
 	}
 	running.Go(func() { t.neighbours.run(ctx) })
 	running.Go(func() { t.paths.run(ctx) })
@@ -207,7 +216,7 @@ func (t *Tunnel) Run(ctx context.Context) error {
 
 func (t *Tunnel) openWaiters() (err error) {
 	for _, w := range t.workers {
-		if w.waiter, err = t.cfg.Scheduler.NewWaiter(w.transmit.queue, w.receive.underlay); err != nil {
+		if err = w.open(&t.cfg.Scheduler); err != nil {
 			return fmt.Errorf("prepare worker: %w", err)
 		}
 	}
@@ -217,8 +226,8 @@ func (t *Tunnel) openWaiters() (err error) {
 func (t *Tunnel) closeWaiters() error {
 	var errs []error
 	for _, w := range t.workers {
-		if w.waiter != nil {
-			errs = append(errs, w.waiter.Close())
+		for _, sleeper := range w.waiters() {
+			errs = append(errs, sleeper.Close())
 		}
 	}
 	return errors.Join(errs...)

@@ -22,11 +22,14 @@ type pollWaiter struct {
 }
 
 // KernelScheduler is for workers whose ends are a TUN device and UDP sockets.
-var KernelScheduler = Scheduler{NewWaiter: newPollWaiter, Yield: yield, Patient: setBatch, Idle: idleTime}
+var KernelScheduler = Scheduler{NewWaiter: newPollWaiter, Cores: runtime.NumCPU(), Yield: yield, Patient: setBatch, Idle: idleTime, Clock: threadClock}
 
 func newPollWaiter(q Queue, r Receiver) (Waiter, error) {
 	w := &pollWaiter{}
 	for _, end := range []any{q, r} {
+		if end == nil {
+			continue
+		}
 		d, ok := end.(descriptor)
 		if !ok {
 			return nil, fmt.Errorf("wait for %T: it has no file descriptor", end)
@@ -53,6 +56,7 @@ func (w *pollWaiter) add(fd int) {
 func (w *pollWaiter) Wait(brief bool) error {
 	if !brief {
 		_, err := unix.Ppoll(w.fds, nil, nil)
+		w.rouse()
 		return pollError(err)
 	}
 	most := unix.NsecToTimespec(int64(8 * time.Millisecond)) // the kernel writes to it
@@ -63,7 +67,16 @@ func (w *pollWaiter) Wait(brief bool) error {
 	if n == 0 {
 		runtime.Gosched()
 	}
+	w.rouse()
 	return nil
+}
+
+// rouse takes back a Wake that ended a Wait.
+func (w *pollWaiter) rouse() {
+	if w.fds[len(w.fds)-1].Revents != 0 {
+		var count [8]byte
+		_, _ = unix.Read(w.wake, count[:])
+	}
 }
 
 func pollError(err error) error {
@@ -73,7 +86,7 @@ func pollError(err error) error {
 	return os.NewSyscallError("ppoll", err)
 }
 
-// Wake implements Waiter. The eventfd stays readable: who was woken is to stop.
+// Wake implements Waiter.
 func (w *pollWaiter) Wake() {
 	var one [8]byte
 	binary.NativeEndian.PutUint64(one[:], 1)
@@ -109,6 +122,19 @@ func idleTime() time.Duration {
 		return 0
 	}
 	return parseUptime(b[:n])
+}
+
+// threadClock makes a clock of the calling thread: its identifier is what the kernel makes of the thread's
+// (include/linux/posix-timers_types.h, CPUCLOCK_PERTHREAD_MASK and CPUCLOCK_SCHED).
+func threadClock() func() time.Duration {
+	id := int32(^unix.Gettid()<<3 | 4 | 2)
+	return func() time.Duration {
+		var t unix.Timespec
+		if unix.ClockGettime(id, &t) != nil {
+			return 0
+		}
+		return time.Duration(t.Nano())
+	}
 }
 
 // parseUptime reads the second number of "12.34 56.78\n": seconds.

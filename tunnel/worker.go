@@ -4,16 +4,18 @@ import (
 	"fmt"
 	"runtime"
 	"sync/atomic"
+	"time"
 )
 
 // worker moves packets both ways between one queue of the device and one receiver of the underlay, on a thread of its own. One
 // thread serves both directions because packets come in answer to packets: what a received packet makes the host send is
-// there when the write returns, and nobody has to be woken for it.
+// there when the write returns, and nobody has to be woken for it. Only a stream is shared with a second one.
 type worker struct {
 	transmit *transmitter
 	receive  *receiver
-	waiter   Waiter
+	waiter   Waiter // for both ends
 	spinner  spinner
+	helper   *helper // nil: there is no core for one
 	stopping atomic.Bool
 }
 
@@ -21,27 +23,38 @@ type worker struct {
 func (w *worker) run() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	if w.helper != nil {
+		own := w.helper.scheduler.Clock()
+		w.spinner.relief.spent = func() time.Duration { return own() + w.helper.spent() }
+		defer w.helper.dismiss()
+	}
 	for !w.stopping.Load() {
 		received, sent, err := w.turn()
-		switch {
-		case err != nil:
+		if err != nil {
 			return err
-		case received.packets+sent.packets > 0:
+		}
+		idle := received.packets+sent.packets == 0
+		if idle {
+			idle = !w.spinner.again()
+		} else {
 			w.spinner.found(received, sent)
-		case w.spinner.again():
-		default:
-			if err := w.waiter.Wait(w.spinner.expects()); err != nil {
+		}
+		w.share()
+		if idle {
+			if err := w.sleep(); err != nil {
 				return fmt.Errorf("wait for packets: %w", err)
 			}
-			w.spinner.woken()
 		}
 	}
 	return nil
 }
 
-// turn moves what is there, in both directions, and returns how much that was.
+// turn moves what is there, in both directions, and returns how much that was; what the helper moves it only counts.
 func (w *worker) turn() (received, sent haul, err error) {
-	if received, err = w.receive.turn(); err != nil {
+	if w.lent() {
+		w.spinner.count(Decap, w.helper.moved())
+		w.helper.stream.Store(w.spinner.crowded[Decap])
+	} else if received, err = w.receive.turn(); err != nil {
 		return haul{}, haul{}, fmt.Errorf("move packets to the device: %w", err)
 	}
 	if sent, err = w.transmit.turn(); err != nil {
@@ -50,8 +63,61 @@ func (w *worker) turn() (received, sent haul, err error) {
 	return received, sent, nil
 }
 
-// stop makes run return. Any goroutine may call it while the waiter is open.
+// lent reports whether the receiver is the helper's.
+func (w *worker) lent() bool { return w.helper != nil && w.helper.lent }
+
+// share lends the receiver to the helper, or takes it back, as the spinner finds right.
+func (w *worker) share() {
+	switch {
+	case w.helper == nil || w.helper.lent == w.spinner.relief.wanted:
+	case w.spinner.relief.wanted:
+		w.helper.lend()
+	default:
+		w.helper.reclaim()
+	}
+}
+
+// sleep returns when there may be something to move.
+func (w *worker) sleep() (err error) {
+	if w.lent() {
+		err = w.helper.outward.Wait(true)
+	} else {
+		err = w.waiter.Wait(w.spinner.expects())
+	}
+	w.spinner.woken()
+	return err
+}
+
+// open prepares what the worker, and its helper, sleep in.
+func (w *worker) open(s *Scheduler) (err error) {
+	if w.waiter, err = s.NewWaiter(w.transmit.queue, w.receive.underlay); err != nil || w.helper == nil {
+		return err
+	}
+	if w.helper.outward, err = s.NewWaiter(w.transmit.queue, nil); err != nil {
+		return err
+	}
+	w.helper.inward, err = s.NewWaiter(nil, w.receive.underlay)
+	return err
+}
+
+// waiters returns what open prepared.
+func (w *worker) waiters() (all []Waiter) {
+	if w.waiter != nil {
+		all = append(all, w.waiter)
+	}
+	if h := w.helper; h != nil && h.outward != nil {
+		all = append(all, h.outward)
+	}
+	if h := w.helper; h != nil && h.inward != nil {
+		all = append(all, h.inward)
+	}
+	return all
+}
+
+// stop makes run return. Any goroutine may call it while the waiters are open.
 func (w *worker) stop() {
 	w.stopping.Store(true)
-	w.waiter.Wake()
+	for _, sleeper := range w.waiters() {
+		sleeper.Wake()
+	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/tunnel"
@@ -246,26 +245,38 @@ func (r *Receiver) Receive() ([]tunnel.Datagram, error) {
 	}
 }
 
-// bell is what an end rings when there is something. It is heard by the one waiter that was told of it.
-type bell struct{ rung atomic.Pointer[chan struct{}] }
+// bell is what an end rings when there is something. All waiters that were told of it hear it.
+type bell struct {
+	mu    sync.Mutex
+	heard []*waiter
+}
 
 func (b *bell) ring() {
-	if c := b.rung.Load(); c != nil {
-		select {
-		case *c <- struct{}{}:
-		default:
-		}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, w := range b.heard {
+		w.Wake()
 	}
+}
+
+func (b *bell) tell(w *waiter) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.heard = append(b.heard, w)
 }
 
 // waiter sleeps until a bell rings.
 type waiter struct{ rung chan struct{} }
 
-// NewWaiter makes the waiter of a worker between a Queue and a Receiver.
+// NewWaiter makes a waiter for a Queue, a Receiver, or both.
 func NewWaiter(q tunnel.Queue, r tunnel.Receiver) (tunnel.Waiter, error) {
 	w := &waiter{rung: make(chan struct{}, 1)}
-	q.(*Queue).bell.rung.Store(&w.rung)
-	r.(*Receiver).bell.rung.Store(&w.rung)
+	if q != nil {
+		q.(*Queue).bell.tell(w)
+	}
+	if r != nil {
+		r.(*Receiver).bell.tell(w)
+	}
 	return w, nil
 }
 

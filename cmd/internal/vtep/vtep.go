@@ -238,11 +238,11 @@ var checks = map[static.Check]tunnel.Check{static.CheckOff: tunnel.CheckOff, sta
 // the applications that packets come from and go to need about as much time as the tunnel (docs/decisions/0009).
 func workers() int { return max(1, runtime.NumCPU()/2) }
 
-// ReserveThreads lets a worker for each of a process's queues run, and something beside them: a worker that comes back from
+// ReserveThreads lets a worker for each of a process's queues run, its second thread, and something beside them: who comes back from
 // the kernel never waits for another to leave Go code.
 func ReserveThreads(queues int) {
 	const others = 2 // collector and control socket
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), queues+others))
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), 2*queues+others))
 }
 
 func (v *VTEP) udpConfig() tunnel.UDPConfig {

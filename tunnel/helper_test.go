@@ -1,0 +1,136 @@
+package tunnel_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vxlane/vxlane/tunnel"
+	"github.com/vxlane/vxlane/tunnel/tunneltest"
+)
+
+// helpedRig is a rig whose worker is busy, on a machine with a core to spare.
+func helpedRig(t *testing.T) *rig {
+	start := time.Now()
+	share := func(cores float64) time.Duration { return time.Duration(cores * float64(time.Since(start))) }
+	cfg := rigConfig()
+	cfg.Scheduler = tunnel.Scheduler{
+		NewWaiter: tunneltest.NewWaiter, Cores: 2, Patient: func(bool) {},
+		Yield: func() { time.Sleep(time.Microsecond) },
+		Idle:  func() time.Duration { return share(0.5) },
+		Clock: func() func() time.Duration { return func() time.Duration { return share(0.95) } },
+	}
+	return newRig(t, cfg)
+}
+
+// traffic is numbered packets both ways.
+type traffic struct {
+	r   *rig
+	out int
+	in  int
+}
+
+// exchange sends n packets each way within a millisecond.
+func (f *traffic) exchange(n int) {
+	number := func(i *int) []byte {
+		*i++
+		return binary.BigEndian.AppendUint32(nil, uint32(*i))
+	}
+	for range n {
+		f.r.device.Queue(0).Put(udp(f.r.t, "10.99.0.1", "10.99.0.2", 53, number(&f.out)))
+		f.r.underlay.Receiver(0).Put(tunneltest.From("172.30.0.2", frame(udp(f.r.t, "10.99.0.2", "10.99.0.1", 53, number(&f.in)))))
+	}
+	time.Sleep(time.Millisecond)
+}
+
+// check wants every packet at the other end, in order.
+func (f *traffic) check() {
+	f.r.t.Helper()
+	synctest.Wait()
+	var sent, written [][]byte
+	for _, d := range sentTo(f.r, "172.30.0.2:8472") {
+		sent = append(sent, d.Data)
+	}
+	written = f.r.device.Queue(0).Written()
+	for name, way := range map[string]struct {
+		packets [][]byte
+		want    int
+	}{"out": {sent, f.out}, "in": {written, f.in}} {
+		if len(way.packets) != way.want {
+			f.r.t.Errorf("%s: %d of %d packets", name, len(way.packets), way.want)
+		}
+		for i, p := range way.packets {
+			if got := binary.BigEndian.Uint32(p[len(p)-4:]); got != uint32(i+1) {
+				f.r.t.Fatalf("%s: packet %d in the place of %d", name, got, i+1)
+			}
+		}
+	}
+}
+
+// untilHelped runs a stream until the second thread is at work.
+func (f *traffic) untilHelped() {
+	f.r.t.Helper()
+	for range 1000 {
+		if f.exchange(50); f.r.tunnel.Helped(0) {
+			return
+		}
+	}
+	f.r.t.Fatal("no second thread after a second")
+}
+
+// A stream is shared with a second thread; when it is over the worker is alone again. No packet is lost or overtaken.
+func TestStreamIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := helpedRig(t)
+		r.start()
+		f := &traffic{r: r}
+		for range 3 {
+			f.exchange(1)
+			if r.tunnel.Helped(0) {
+				t.Error("a second thread for single packets")
+			}
+			f.untilHelped()
+			for range 100 {
+				f.exchange(50)
+			}
+			f.check()
+			for range 200 {
+				f.exchange(1)
+			}
+			if r.tunnel.Helped(0) {
+				t.Error("the second thread outlived the stream")
+			}
+			f.check()
+		}
+	})
+}
+
+// A tunnel can be stopped while a stream is shared, and an end that is gone ends it, whoever finds out.
+func TestStopWhileShared(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := helpedRig(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			done := make(chan error, 1)
+			go func() { done <- r.tunnel.Run(ctx) }()
+			f := &traffic{r: r}
+			f.untilHelped()
+			f.check()
+			var want error
+			if gone {
+				want = tunneltest.ErrGone
+				r.device.Queue(0).Gone = want
+				f.exchange(1)
+			} else {
+				cancel()
+			}
+			if err := <-done; !errors.Is(err, want) {
+				t.Errorf("ended with %v, want %v", err, want)
+			}
+		})
+	}
+}
