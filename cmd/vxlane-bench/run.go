@@ -45,6 +45,7 @@ type runFlags struct {
 	repeats                      int
 	duration, warmup             time.Duration
 	rate                         float64
+	congestion                   string
 }
 
 func newRun() *cobra.Command {
@@ -77,6 +78,7 @@ func (f *runFlags) add(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.duration, "duration", time.Second, "how long a sample is measured")
 	fs.DurationVar(&f.warmup, "warmup", 300*time.Millisecond, "how long traffic flows before")
 	fs.Float64Var(&f.rate, "udp-rate", 0, "packets a second that UDP workloads offer (default: as many as the sender can)")
+	fs.StringVar(&f.congestion, "congestion", "", "`NAME` of TCP's congestion control in hosts and pods (default: this machine's)")
 	fs.StringVar(&f.generator, "generator", workload.Builtin, "what makes the traffic: builtin or iperf3 (TCP and UDP bulk)")
 	fs.StringVar(&f.vxlane, "vxlane", "", "`PATH` of the vxlane to measure (default: beside this program, then in PATH)")
 }
@@ -89,7 +91,7 @@ func (f *runFlags) plan(fs *pflag.FlagSet) (bench.Plan, error) {
 	if !fs.Changed("repeat") {
 		f.repeats = s.repeats
 	}
-	p := bench.Plan{Version: cli.Version(), Commit: cli.Commit(), Command: commandLine(fs), Repeats: f.repeats, Options: workload.Options{Warmup: f.warmup, Duration: f.duration, Generator: f.generator, Rate: f.rate}}
+	p := bench.Plan{Version: cli.Version(), Commit: cli.Commit(), Command: commandLine(fs), Repeats: f.repeats, Congestion: f.congestion, Options: workload.Options{Warmup: f.warmup, Duration: f.duration, Generator: f.generator, Rate: f.rate}}
 	if err := f.check(); err != nil {
 		return p, err
 	}
@@ -144,6 +146,8 @@ func (f *runFlags) check() error {
 		return cli.Usagef("--warmup %s: want 0-%s", f.warmup, longest)
 	case f.rate < 0 || math.IsNaN(f.rate) || math.IsInf(f.rate, 0):
 		return cli.Usagef("--udp-rate %v: want 0 or more", f.rate)
+	case f.congestion != "" && !slices.Contains(congestionControls(), f.congestion):
+		return cli.Usagef("--congestion %q: want one of %s, or another after modprobe tcp_NAME", f.congestion, strings.Join(congestionControls(), ", "))
 	case f.generator != workload.Builtin && f.generator != workload.Iperf3:
 		return cli.Usagef("--generator %q: want %s or %s", f.generator, workload.Builtin, workload.Iperf3)
 	case f.generator == workload.Iperf3:
@@ -152,6 +156,12 @@ func (f *runFlags) check() error {
 		}
 	}
 	return nil
+}
+
+// congestionControls returns those that TCP has here (tcp(7), tcp_available_congestion_control).
+func congestionControls() []string {
+	text, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
+	return strings.Fields(string(text))
 }
 
 func (f *runFlags) run(cmd *cobra.Command, plan bench.Plan) error {
