@@ -75,7 +75,7 @@ func (s *State) SetLastReceive(unix int64) {
 	}
 }
 
-// Counters returns the counters that worker alone writes.
+// Counters returns the counters that worker alone writes, those of each direction from one thread at a time.
 func (s *State) Counters(worker int) *PeerCounters { return &s.shards[worker] }
 
 // Totals adds up the counters of all workers.
@@ -105,7 +105,7 @@ type PeerCounters struct {
 // Counter counts events with one writer and any number of readers; it needs no locked instruction. The zero value is 0.
 type Counter struct{ v atomic.Uint64 }
 
-// Add adds n. Only one goroutine may call it.
+// Add adds n. Only one goroutine at a time may call it.
 func (c *Counter) Add(n uint64) { c.v.Store(c.v.Load() + n) }
 
 // Load returns the count.

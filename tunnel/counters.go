@@ -27,7 +27,7 @@ func (d Direction) String() string {
 // batchBuckets is one for each power of two up to BatchSize.
 const batchBuckets = 9
 
-// counters is what one goroutine counts in one direction. It is the only writer and shares no cache line.
+// counters is what one goroutine at a time counts in one direction. It is the only writer and shares no cache line.
 type counters struct {
 	_         [64]byte
 	received  routing.Counter

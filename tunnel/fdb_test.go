@@ -297,19 +297,47 @@ func TestFloodLimit(t *testing.T) {
 }
 
 // A super-packet that is flooded is cut once, and goes to every peer; what is cut costs no allocation.
-func TestFloodedSuperPackets(t *testing.T) {
-	tn := bridged(t, FDBConfig{})
+// superFrameTo returns a frame with a TCP super-packet of 30 times 1000 bytes, and its metadata.
+func superFrameTo(dst encap.MAC) ([]byte, encap.Offload) {
 	frame := make([]byte, encap.EthernetHeaderLen+40+30*1000)
-	copy(frame, frameTo(station(7))[:12])
+	copy(frame, frameTo(dst)[:12])
 	frame[12], frame[13] = 0x08, 0x00
 	ip := frame[encap.EthernetHeaderLen:]
 	copy(ip, []byte{0x45, 0, byte(len(ip) >> 8), byte(len(ip) & 0xff), 0, 0, 0x40, 0, 64, encap.ProtoTCP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2})
 	ip[20+12] = 5 << 4
+	return frame, encap.Offload{GSO: encap.GSOTCP, SegmentSize: 1000, NeedsChecksum: true, ChecksumStart: 34, ChecksumField: 34 + 16}
+}
+
+// All segments of a flooded super-packet go to all peers, although a train to one of them, which they could fill, waits already.
+func TestFloodBehindAnOpenTrain(t *testing.T) {
+	tn := bridged(t, FDBConfig{})
+	first := tn.view().Stations.everyone()[0]
+	batch := NewBatch()
+	for _, dst := range []encap.MAC{first.MAC, station(7)} {
+		frame, o := superFrameTo(dst)
+		copy(batch.Space()[Headroom:], frame)
+		batch.Add(len(frame), o)
+	}
+	tn.workers[0].transmit.step(batch.Packets())
+	for _, p := range tn.table.Load().Peers() {
+		want := uint64(30)
+		if p.Name == first.Name {
+			want = 60
+		}
+		if n := p.State().Totals().EncapPackets; n != want {
+			t.Errorf("%s got %d packets, want %d", p.Name, n, want)
+		}
+	}
+}
+
+func TestFloodedSuperPackets(t *testing.T) {
+	tn := bridged(t, FDBConfig{})
+	frame, o := superFrameTo(station(7))
 	batch := NewBatch()
 	step := func() {
 		batch.Reset()
 		copy(batch.Space()[Headroom:], frame)
-		batch.Add(len(frame), encap.Offload{GSO: encap.GSOTCP, SegmentSize: 1000, NeedsChecksum: true, ChecksumStart: 34, ChecksumField: 34 + 16})
+		batch.Add(len(frame), o)
 		tn.workers[0].transmit.step(batch.Packets())
 	}
 	step()

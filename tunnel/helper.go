@@ -34,10 +34,9 @@ func newHelper(r *receiver, s *Scheduler) *helper {
 	return &helper{receive: r, scheduler: s, begin: make(chan struct{}, 1), done: make(chan struct{}), gone: make(chan struct{})}
 }
 
-// run moves packets while the receiver is lent, until dismiss, or until an end fails.
+// run moves packets while the receiver is lent, until dismiss, or until an end fails. Its thread ends with it, as its scheduling policy would stay.
 func (h *helper) run() error {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	defer close(h.gone)
 	clock := h.scheduler.Clock()
 	h.clock.Store(&clock)
@@ -89,7 +88,10 @@ func (h *helper) spent() time.Duration {
 func (h *helper) lend() {
 	h.lent = true
 	h.working.Store(true)
-	h.begin <- struct{}{}
+	select {
+	case h.begin <- struct{}{}:
+	case <-h.gone:
+	}
 }
 
 // reclaim takes the receiver back, as soon as the helper's turn is over. Only the worker may call it.

@@ -96,6 +96,9 @@ func TestStreamIsShared(t *testing.T) {
 			for range 100 {
 				f.exchange(50)
 			}
+			if !r.tunnel.Helped(0) {
+				t.Error("the second thread left amid the stream")
+			}
 			f.check()
 			for range 200 {
 				f.exchange(1)
@@ -110,7 +113,7 @@ func TestStreamIsShared(t *testing.T) {
 
 // A tunnel can be stopped while a stream is shared, and an end that is gone ends it, whoever finds out.
 func TestStopWhileShared(t *testing.T) {
-	for _, gone := range []bool{false, true} {
+	for _, c := range []struct{ write, read error }{{}, {write: tunneltest.ErrGone}, {read: tunneltest.ErrGone}} {
 		synctest.Test(t, func(t *testing.T) {
 			r := helpedRig(t)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -120,15 +123,17 @@ func TestStopWhileShared(t *testing.T) {
 			f := &traffic{r: r}
 			f.untilHelped()
 			f.check()
-			var want error
-			if gone {
-				want = tunneltest.ErrGone
-				r.device.Queue(0).Gone = want
-				f.exchange(1)
-			} else {
-				cancel()
+			if !r.tunnel.Helped(0) {
+				t.Error("the stream is not shared any more")
 			}
-			if err := <-done; !errors.Is(err, want) {
+			r.device.Queue(0).Gone, r.device.Queue(0).Unreadable = c.write, c.read
+			want := errors.Join(c.write, c.read)
+			if want == nil {
+				cancel()
+			} else {
+				f.exchange(1)
+			}
+			if err := <-done; (err == nil) != (want == nil) || want != nil && !errors.Is(err, tunneltest.ErrGone) {
 				t.Errorf("ended with %v, want %v", err, want)
 			}
 		})

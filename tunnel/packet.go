@@ -104,7 +104,7 @@ func (b *Batch) Add(n int, o encap.Offload) {
 	b.used += (Headroom + n + line - 1) &^ (line - 1)
 }
 
-// Queue is one queue of a device. One goroutine may use it.
+// Queue is one queue of a device. One goroutine at a time may call Read, and one, which may be another, Write.
 type Queue interface {
 	// Read adds the packets that are there to an empty batch, without waiting. They are borrowed until the next Read.
 	Read(b *Batch) error
@@ -172,7 +172,7 @@ type Sender interface {
 	Carries(p *Packet) bool
 }
 
-// Receiver is one worker's way out of the underlay. One goroutine may use it.
+// Receiver is one worker's way out of the underlay. One goroutine at a time may use it.
 type Receiver interface {
 	// Receive returns the datagrams that are there, without waiting. They are borrowed until the next Receive. Those of
 	// one outer flow always come from the same receiver.
@@ -203,7 +203,7 @@ type Waiter interface {
 type Scheduler struct {
 	// NewWaiter makes a Waiter for a queue and a receiver, or for one of them; the other is nil.
 	NewWaiter func(Queue, Receiver) (Waiter, error)
-	// Cores is how many cores there are. When there are more than workers, these have a second thread for streams.
+	// Cores is how many cores there are. When there are more than workers, these have a second thread for streams, if there is Yield.
 	Cores int
 	// Yield offers the core to others. When it is nil, workers that find nothing sleep at once.
 	Yield func()

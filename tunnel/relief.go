@@ -17,7 +17,7 @@ type relief struct {
 
 	began    time.Duration // when the stream began
 	streamed time.Duration // when it was seen last
-	load     float64       // cores that worker and helper took, in this stream; 0 while that is not known
+	load     float64       // cores that worker and helper took, in this stream, but for looking; 0 while that is not known
 	spare    float64       // cores of the machine that were idle meanwhile
 
 	spent    func() time.Duration // how long worker and helper have been on a core; nil: there is no helper
@@ -32,14 +32,15 @@ func (r *relief) seen(now time.Duration) {
 	r.streamed = now
 }
 
-// weigh takes in how much of the machine was idle since a point in time, and for how many nanoseconds that was judged. It counts when
-// all of that was within the stream. Load and spare are averages, as idle time counts in ticks.
-func (r *relief) weigh(since time.Duration, spare, span float64) {
+// weigh takes in how much of the span since a point in time the machine's cores were idle, added up, and for how much of it the worker
+// looked for packets in vain, which is idle too. It counts when all of that was within the stream. Load and spare are averages, as idle time
+// counts in ticks.
+func (r *relief) weigh(since, span, idle, looked time.Duration) {
 	if r.spent == nil {
 		return
 	}
 	spent := r.spent()
-	load := float64(spent-r.hadSpent) / span
+	load, spare := float64(spent-r.hadSpent-looked)/float64(span), float64(idle)/float64(span)
 	r.hadSpent = spent
 	switch {
 	case since < r.began:

@@ -36,7 +36,8 @@ const (
 	briefFor = 200 * time.Millisecond
 )
 
-// spinner decides whether a worker that found nothing looks again at once or sleeps. Times count from start.
+// spinner decides whether a worker that found nothing looks again at once or sleeps, and, by relief, whether it has a helper. Times count from
+// start.
 type spinner struct {
 	now   func() time.Duration
 	yield func() // gives others the core; nil: never spin
@@ -61,7 +62,7 @@ type spinner struct {
 	crowded [2]bool       // one direction alone was
 	way     Direction     // that packets went last
 	same    int           // how many times in a row
-	stream  bool          // a stream is under way: dense, and one way
+	stream  bool          // what this thread was told last: that what it moves is a stream
 
 	looked  time.Duration // spent looking since judged
 	judged  time.Duration
@@ -168,9 +169,9 @@ func (s *spinner) again() bool {
 func (s *spinner) judge(now time.Duration) {
 	idle := s.idle()
 	free := idle - s.wasIdle + s.looked
-	span := float64(now - s.judged)
-	s.busy = now-s.judged < 2*idleWindow && float64(free) < idleShare*span
-	s.relief.weigh(s.judged, float64(free)/span, span)
+	span := now - s.judged
+	s.busy = span < 2*idleWindow && free < time.Duration(idleShare*float64(span))
+	s.relief.weigh(s.judged, span, free, s.looked)
 	s.judged, s.wasIdle, s.looked = now, idle, 0
 }
 

@@ -279,9 +279,29 @@ func TestNoSecondThreadForConversation(t *testing.T) {
 	c := newClockwork()
 	c.load, c.free = 0.95, 0.5
 	for range 50_000 {
+		before := c.at
 		c.exchange()
+		c.clock += time.Duration(c.load * float64(c.at-before))
 		if c.relief.wanted {
 			t.Fatal("a second thread for requests and answers")
+		}
+	}
+}
+
+// A worker that looks for packets is on a core all the time, but has no load: a burst amid a conversation is no reason for a second thread.
+func TestLookingIsNoLoad(t *testing.T) {
+	c := newClockwork()
+	c.free = 0.5
+	for range 1000 {
+		for range 60 { // 26 ms: shorter than the lull that ends a stream
+			c.exchange()
+			c.idle()
+			c.clock = c.at
+		}
+		c.found(haul{70, 0}, haul{70, 0})
+		c.at += time.Millisecond
+		if c.again(); c.relief.wanted {
+			t.Fatal("a second thread for a conversation")
 		}
 	}
 }
@@ -289,16 +309,33 @@ func TestNoSecondThreadForConversation(t *testing.T) {
 func TestThreadClock(t *testing.T) {
 	clock := make(chan func() time.Duration)
 	var done atomic.Bool
+	stopped := make(chan struct{})
 	go func() {
 		runtime.LockOSThread()
 		clock <- threadClock()
 		for !done.Load() {
 		}
+		close(stopped)
+		<-t.Context().Done()
 	}()
-	defer done.Store(true)
 	c := <-clock
-	for start := c(); c() < start+10*time.Millisecond; {
-		runtime.Gosched()
+	for start, began := c(), time.Now(); c() < start+10*time.Millisecond; runtime.Gosched() {
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("the clock of a thread that runs stands still")
+		}
+	}
+	done.Store(true)
+	<-stopped
+	for began := time.Now(); ; {
+		before := c()
+		for start := time.Now(); time.Since(start) < time.Millisecond; { // on this thread
+		}
+		if c() == before {
+			return
+		}
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("the clock of a thread that sleeps goes on")
+		}
 	}
 }
 

@@ -71,6 +71,27 @@ func trainOf(size, n int) Datagram {
 	return Datagram{Data: pieces[0], Parts: pieces[1:], SegmentSize: size, Count: n, Remote: netip.MustParseAddrPort("192.0.2.1:8472")}
 }
 
+// A train is continued by what goes the same way, with the same outer header, in pieces of the same size, and by nothing else.
+func TestContinuedBy(t *testing.T) {
+	d := Datagram{Count: 43, SegmentSize: 1472, Remote: netip.MustParseAddrPort("192.0.2.1:8472"), Flow: 1, TOS: 2, TTL: 3, DF: true}
+	for name, edit := range map[string]func(next *Datagram){
+		"size":   func(next *Datagram) { next.SegmentSize-- },
+		"remote": func(next *Datagram) { next.Remote = netip.MustParseAddrPort("192.0.2.2:8472") },
+		"flow":   func(next *Datagram) { next.Flow++ },
+		"TOS":    func(next *Datagram) { next.TOS++ },
+		"TTL":    func(next *Datagram) { next.TTL++ },
+		"DF":     func(next *Datagram) { next.DF = false },
+	} {
+		next := d
+		if next.Count = 0; !d.continuedBy(&next, 44) || d.continuedBy(&next, 43) {
+			t.Error("a train with room for one more, and one without, are not told apart")
+		}
+		if edit(&next); d.continuedBy(&next, 44) {
+			t.Errorf("continued by a datagram of another %s", name)
+		}
+	}
+}
+
 // endOfTrain returns a train of one datagram, its header apart from its payload.
 func endOfTrain(header, payload int) Datagram {
 	d := trainOf(header+payload, 1)

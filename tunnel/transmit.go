@@ -149,13 +149,14 @@ func (x *transmitter) flood(peers []*routing.Peer, p *Packet) (narrow *routing.P
 	if copies := min((len(peers)-1)*p.Count, copiesPerSecond); copies > 0 && !x.floods.takeN(time.Now(), copies, copiesPerSecond, copiesPerSecond) {
 		return nil, encap.FloodLimit
 	}
-	x.cutter.open = none // what is copied is all of its own
+	if len(peers) > 1 {
+		x.cutter.open = none // what is copied begins with a train of its own
+	}
 	from := len(x.datagrams)
 	if r := x.frame(peers[0], p, encap.Link{}, len(peers) == 1); r != encap.None {
 		return nil, r
 	}
 	to := len(x.datagrams)
-	x.cutter.open = none
 	for _, peer := range peers[1:] {
 		for i := from; i < to; i++ {
 			d, o := x.datagrams[i], x.origin[i]

@@ -111,7 +111,7 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 	t.slow.limit = newLimiter()
 	for i, q := range queues {
 		w := &worker{transmit: newTransmitter(t, i, q, underlay.NewSender()), receive: newReceiver(t, i, q, receivers[i]), spinner: newSpinner(cfg.Scheduler)}
-		if cfg.Scheduler.Cores > len(queues) {
+		if cfg.Scheduler.Yield != nil && cfg.Scheduler.Cores > len(queues) {
 			w.helper = newHelper(w.receive, &t.cfg.Scheduler)
 		}
 		t.workers = append(t.workers, w)

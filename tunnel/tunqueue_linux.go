@@ -15,6 +15,7 @@ type tunQueue struct {
 	reader, writer int // descriptors
 	virtio         int // bytes in front of each packet: virtioHeaderLen, or 0
 
+	// For Write alone, which another thread than Read's may call.
 	header   [virtioHeaderLen]byte
 	iov      []unix.Iovec
 	splitter encap.Splitter

@@ -19,10 +19,9 @@ type worker struct {
 	stopping atomic.Bool
 }
 
-// run moves packets until stop, or until an end fails.
+// run moves packets until stop, or until an end fails. Its thread ends with it, as its scheduling policy would stay.
 func (w *worker) run() error {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	if w.helper != nil {
 		own := w.helper.scheduler.Clock()
 		w.spinner.relief.spent = func() time.Duration { return own() + w.helper.spent() }

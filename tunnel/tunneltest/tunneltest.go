@@ -67,9 +67,10 @@ type Queue struct {
 	Offload     encap.Offload
 	TakesSupers bool
 
-	// Refuse, when set, says for each written packet whether the device refuses it. Gone, when set, ends Write with it.
-	Refuse func(packet []byte) bool
-	Gone   error
+	// Refuse, when set, says for each written packet whether the device refuses it. Gone, when set, ends Write with it, Unreadable Read.
+	Refuse     func(packet []byte) bool
+	Gone       error
+	Unreadable error
 
 	mu       sync.Mutex
 	written  [][]byte
@@ -91,7 +92,7 @@ func (q *Queue) Read(b *tunnel.Batch) error {
 		}
 	default:
 	}
-	return nil
+	return q.Unreadable
 }
 
 // Joins implements tunnel.Queue.
