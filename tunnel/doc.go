@@ -7,6 +7,7 @@
 //	snapshot  an immutable peer table; a loop loads one per batch
 //	verdict   what happens to a packet: a peer, or a drop with one reason
 //	worker    a thread that serves one queue of the device and one socket, both ways, with counters of its own
+//	helper    a worker's second thread, which has the way from the underlay in a busy stream
 //	tier      the set of kernel offloads in use
 //
 // The way of a packet:

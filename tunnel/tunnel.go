@@ -226,7 +226,7 @@ func (t *Tunnel) openWaiters() (err error) {
 func (t *Tunnel) closeWaiters() error {
 	var errs []error
 	for _, w := range t.workers {
-		for _, sleeper := range w.waiters() {
+		for _, sleeper := range w.waiters {
 			errs = append(errs, sleeper.Close())
 		}
 	}

@@ -52,6 +52,9 @@ func TestPollWaiter(t *testing.T) {
 				t.Error("the wait did not end by what is readable, or Wake ended a second one")
 			}
 		}
+		if _, err := unix.Read(end.r, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
 		go w.Wake()
 		for wait(); !readable(1); wait() {
 		}

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"sync/atomic"
@@ -15,7 +16,8 @@ type worker struct {
 	receive  *receiver
 	waiter   Waiter // for both ends
 	spinner  spinner
-	helper   *helper // nil: there is no core for one
+	helper   *helper  // nil: there is no core for one
+	waiters  []Waiter // its own and its helper's
 	stopping atomic.Bool
 }
 
@@ -87,36 +89,26 @@ func (w *worker) sleep() (err error) {
 	return err
 }
 
-// open prepares what the worker, and its helper, sleep in.
-func (w *worker) open(s *Scheduler) (err error) {
-	if w.waiter, err = s.NewWaiter(w.transmit.queue, w.receive.underlay); err != nil || w.helper == nil {
+// open prepares what the worker, and its helper, sleep in. On error, waiters has what must be closed.
+func (w *worker) open(s *Scheduler) error {
+	prepare := func(to *Waiter, q Queue, r Receiver) (err error) {
+		if *to, err = s.NewWaiter(q, r); err == nil {
+			w.waiters = append(w.waiters, *to)
+		}
 		return err
 	}
-	if w.helper.outward, err = s.NewWaiter(w.transmit.queue, nil); err != nil {
-		return err
+	q, r := w.transmit.queue, w.receive.underlay
+	err := prepare(&w.waiter, q, r)
+	if w.helper != nil {
+		err = errors.Join(err, prepare(&w.helper.outward, q, nil), prepare(&w.helper.inward, nil, r))
 	}
-	w.helper.inward, err = s.NewWaiter(nil, w.receive.underlay)
 	return err
-}
-
-// waiters returns what open prepared.
-func (w *worker) waiters() (all []Waiter) {
-	if w.waiter != nil {
-		all = append(all, w.waiter)
-	}
-	if h := w.helper; h != nil && h.outward != nil {
-		all = append(all, h.outward)
-	}
-	if h := w.helper; h != nil && h.inward != nil {
-		all = append(all, h.inward)
-	}
-	return all
 }
 
 // stop makes run return. Any goroutine may call it while the waiters are open.
 func (w *worker) stop() {
 	w.stopping.Store(true)
-	for _, sleeper := range w.waiters() {
+	for _, sleeper := range w.waiters {
 		sleeper.Wake()
 	}
 }
