@@ -2,6 +2,7 @@ package encap
 
 import (
 	"bytes"
+	"net/netip"
 	"testing"
 
 	"github.com/google/gopacket"
@@ -45,6 +46,34 @@ func FuzzParseIP(f *testing.F) {
 		h.FlowHash()
 		MayAnswerWithError(b, &h)
 		SizeHint(b, &h)
+	})
+}
+
+func FuzzParseOuter(f *testing.F) {
+	for _, to := range []string{"172.30.0.2:8472", "[fd00::2]:8472"} {
+		dst := netip.MustParseAddrPort(to)
+		b := make([]byte, OuterHeaderLen(dst.Addr().Is6())+9)
+		PutOuter(b, &Outer{Src: dst, Dst: dst, TTL: 64, Checksum: true, ID: 1, Flow: 2}, 9)
+		f.Add(b)
+		f.Add(b[:len(b)-1])
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var o Outer
+		payload, r := ParseOuter(b, &o)
+		if r != None {
+			return
+		}
+		head := OuterHeaderLen(o.Dst.Addr().Is6())
+		if !bytes.Equal(payload, b[head:head+len(payload)]) {
+			t.Fatalf("payload of %d bytes is not where it was", len(payload))
+		}
+		VerifyOuter(b, &o, payload)
+		again, written := o, make([]byte, head+len(payload))
+		PutOuter(written, &o, len(payload))
+		copy(written[head:], payload)
+		if _, r := ParseOuter(written, &again); r != None || again != o {
+			t.Fatalf("written again: %s, %+v, was %+v", r, again, o)
+		}
 	})
 }
 

@@ -78,3 +78,83 @@ func putOuterUDP(b, addresses []byte, o *Outer, n int) {
 	}
 	binary.BigEndian.PutUint16(b[UDPChecksumOffset:], sum)
 }
+
+// ParseOuter reads what PutOuter writes: a packet of IPv4 without options, or IPv6, that is not fragmented and holds a UDP datagram. The
+// payload is a part of b. Fields of o that it does not say are left zero. What follows the length of IP is ignored, as padding. The header
+// checksum of IPv4 is verified, that of UDP is not: VerifyOuter does.
+func ParseOuter(b []byte, o *Outer) (payload []byte, r Reason) {
+	*o = Outer{}
+	if len(b) < ipv4MinHeaderLen+udpHeaderLen {
+		return nil, PktTooSmall
+	}
+	var udp []byte
+	var src, dst netip.Addr
+	switch b[0] >> 4 {
+	case 4:
+		udp, r = parseOuter4(b, o)
+		src, dst = netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:]))
+	case 6:
+		if udp, r = parseOuter6(b, o); r == None {
+			src, dst = netip.AddrFrom16([16]byte(b[8:])), netip.AddrFrom16([16]byte(b[24:]))
+		}
+	default:
+		return nil, NotIP
+	}
+	if r != None {
+		return nil, r
+	}
+	if len(udp) < udpHeaderLen {
+		return nil, PktTooSmall
+	}
+	n := int(binary.BigEndian.Uint16(udp[4:]))
+	if n < udpHeaderLen || n > len(udp) {
+		return nil, PktTooSmall
+	}
+	o.Src = netip.AddrPortFrom(src, binary.BigEndian.Uint16(udp))
+	o.Dst = netip.AddrPortFrom(dst, binary.BigEndian.Uint16(udp[2:]))
+	o.Checksum = binary.BigEndian.Uint16(udp[UDPChecksumOffset:]) != 0
+	return udp[udpHeaderLen:n:n], None
+}
+
+func parseOuter4(b []byte, o *Outer) (udp []byte, r Reason) {
+	length, fragment := int(binary.BigEndian.Uint16(b[2:])), binary.BigEndian.Uint16(b[6:])
+	switch {
+	case b[0] != 0x45, b[9] != ProtoUDP, fragment&0x3fff != 0:
+		return nil, NotIP
+	case length < ipv4MinHeaderLen, length > len(b):
+		return nil, PktTooSmall
+	case Sum(b[:ipv4MinHeaderLen], 0) != 0xffff:
+		return nil, OuterChecksum
+	}
+	o.TOS, o.TTL, o.DF, o.ID = b[1], b[8], fragment&0x4000 != 0, binary.BigEndian.Uint16(b[4:])
+	return b[ipv4MinHeaderLen:length], None
+}
+
+func parseOuter6(b []byte, o *Outer) (udp []byte, r Reason) {
+	if len(b) < ipv6HeaderLen {
+		return nil, PktTooSmall
+	}
+	length := ipv6HeaderLen + int(binary.BigEndian.Uint16(b[4:]))
+	switch {
+	case b[6] != ProtoUDP:
+		return nil, NotIP
+	case length > len(b):
+		return nil, PktTooSmall
+	}
+	head := binary.BigEndian.Uint32(b)
+	o.TOS, o.TTL, o.Flow = uint8(head>>20), b[7], head&0xfffff
+	return b[ipv6HeaderLen:length], None
+}
+
+// VerifyOuter reports whether the UDP checksum of a packet that ParseOuter took, with this payload, is good, or is none.
+func VerifyOuter(b []byte, o *Outer, payload []byte) bool {
+	if !o.Checksum {
+		return true
+	}
+	addresses, udp := b[12:20], b[ipv4MinHeaderLen:]
+	if o.Dst.Addr().Is6() {
+		addresses, udp = b[8:40], b[ipv6HeaderLen:]
+	}
+	udp = udp[:udpHeaderLen+len(payload)]
+	return Sum(udp, addSum(addSum(Sum(addresses, 0), uint16(len(udp))), ProtoUDP)) == 0xffff
+}

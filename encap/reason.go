@@ -14,6 +14,7 @@ const (
 	VXLANVNINotFound
 	PktTooSmall
 	PktTooBig
+	OuterChecksum
 	PeerUnknown
 	InnerSourceNotAllowed
 	InnerMartian
@@ -44,6 +45,7 @@ var reasons = [NumReasons]struct{ word, meaning string }{
 	VXLANVNINotFound:      {"vxlan_vni_not_found", "VXLAN header with a VNI that no tunnel here has"},
 	PktTooSmall:           {"pkt_too_small", "datagram or packet cut off before its headers or its stated length end"},
 	PktTooBig:             {"pkt_too_big", "datagram larger than the underlay takes, while it may not be fragmented (underlay.df)"},
+	OuterChecksum:         {"udp_csum", "outer IP or UDP checksum that is wrong, or missing over IPv6 (underlay.zero_checksum6.rx), of what came in through the outer TAP device (tier tunnel-gso); what comes to sockets the kernel verifies, and counts as UdpInCsumErrors"},
 	PeerUnknown:           {"peer_unknown", "datagram from an outer source address that is no peer's endpoint (underlay.source_check.outer)"},
 	InnerSourceNotAllowed: {"inner_source_not_allowed", "inner source address not in the allowed_ips of the peer that sent it (underlay.source_check.inner)"},
 	InnerMartian:          {"inner_martian", "inner source that cannot come from a peer: own, loopback, multicast or unspecified address"},

@@ -65,7 +65,7 @@ var (
 	metricBatch      = define("histogram", "vxlane_batch_packets", "Packets that one wake-up yielded; a native histogram.", "direction")
 	metricSyscalls   = define("counter", "vxlane_syscalls_total", "System calls on the way of packets.", "call")
 	metricSegments   = define("counter", "vxlane_gso_segments_total", "Segments that super-packets were split into here.")
-	metricOverflow   = define("counter", "vxlane_udp_receive_queue_overflow_total", "Datagrams that found the socket's receive buffer full.")
+	metricOverflow   = define("counter", "vxlane_udp_receive_queue_overflow_total", "Datagrams that found the socket's receive buffer full, or the queues of the outer TAP device (tunnel-gso).")
 	metricTUNErrors  = define("counter", "vxlane_tun_errors_total", "Writes that the device refused, by errno.", "errno")
 	metricOuterDrops = define("counter", "vxlane_outer_drops_total", "Packets (super-packets count once) that left through the outer TAP device (tunnel-gso) and had no way to their peer, by what the host's routes said.", "answer")
 	metricUDPErrors  = define("counter", "vxlane_udp_receive_errors_total", "Receive calls that failed and were made again, by errno.", "errno")

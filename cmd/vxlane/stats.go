@@ -89,7 +89,7 @@ func printReasons(w io.Writer, s control.Stats) error {
 	p.line("\nsent by the tunnel itself: %d ARP requests, %d ARP replies, %d neighbour solicitations, %d advertisements, %d ICMP errors",
 		g.ARPRequests, g.ARPReplies, g.Solicitations, g.Advertisements, g.ICMPErrors)
 	if s.QueueOverflows > 0 {
-		p.line("%d datagrams found the socket's receive buffer full", s.QueueOverflows)
+		p.line("%d datagrams found the receive buffer full", s.QueueOverflows)
 	}
 	for _, errno := range slices.Sorted(maps.Keys(s.DeviceErrors)) {
 		p.line("the device refused %d writes: %s", s.DeviceErrors[errno], errno)
