@@ -80,26 +80,6 @@ func (u *UDP) openGroup() error {
 	if err := u.joinGroup(fd); err != nil {
 		return err
 	}
-	u.receivers[0] = &receiverPair{ends: [2]*udpReceiver{u.sources[0], r}}
+	u.receivers[0] = inTurn(u.receivers[0], r)
 	return nil
 }
-
-// receiverPair receives from two sockets in turn.
-type receiverPair struct {
-	ends [2]*udpReceiver
-	next int
-}
-
-// Receive implements Receiver.
-func (p *receiverPair) Receive() ([]Datagram, error) {
-	for range p.ends {
-		r := p.ends[p.next]
-		p.next ^= 1
-		if batch, err := r.Receive(); len(batch) > 0 || err != nil {
-			return batch, err
-		}
-	}
-	return nil, nil
-}
-
-func (p *receiverPair) fds() []int { return []int{p.ends[0].socket, p.ends[1].socket} }

@@ -62,13 +62,18 @@ func (l *Link) Up(mtu int) error {
 	if err := netlink.LinkSetTxQLen(link, txQueueLen); err != nil {
 		return fmt.Errorf("set txqueuelen of %s to %d: %w", l.name, txQueueLen, err)
 	}
-	if err := l.dropQdisc(); err != nil {
-		l.log.Info("device keeps its queueing discipline: small packets cost their senders more", "device", l.name, "err", err)
-	}
+	l.leaveQueueing()
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring %s up: %w", l.name, err)
 	}
 	return nil
+}
+
+// leaveQueueing leaves all queueing to the device.
+func (l *Link) leaveQueueing() {
+	if err := l.dropQdisc(); err != nil {
+		l.log.Info("device keeps its queueing discipline: small packets cost their senders more", "device", l.name, "err", err)
+	}
 }
 
 // dropQdisc leaves the device without a queueing discipline, as the kernel's vxlan device is: nothing would wait in one for want of room, since
@@ -283,8 +288,20 @@ func (l *Link) Reaches(dst netip.Addr) (bool, error) {
 
 // IsUp reports whether the device is there and up.
 func (l *Link) IsUp() bool {
+	up, err := l.state()
+	return err == nil && up
+}
+
+// state is IsUp, and an error when that could not be found out.
+func (l *Link) state() (up bool, err error) {
 	link, err := netlink.LinkByIndex(l.index)
-	return err == nil && link.Attrs().Flags&net.FlagUp != 0
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("find device %s: %w", l.name, err)
+	}
+	return link.Attrs().Flags&net.FlagUp != 0, nil
 }
 
 // UnderlayDevice is a device of the underlay: that has the tunnel's address, or that datagrams leave through.
@@ -294,6 +311,8 @@ type UnderlayDevice struct {
 	MTU   int // bytes
 	// Loopback: datagrams to other hosts leave through another device.
 	Loopback bool
+	// Ethernet: its packets are Ethernet frames.
+	Ethernet bool
 }
 
 // RouteLink returns the device that datagrams to an underlay address, or to a group, leave through.
@@ -341,7 +360,7 @@ func UnderlayLink(addr netip.Addr) (UnderlayDevice, error) {
 
 func describeUnderlay(l netlink.Link) UnderlayDevice {
 	a := l.Attrs()
-	return UnderlayDevice{Name: a.Name, Index: a.Index, MTU: a.MTU, Loopback: a.Flags&net.FlagLoopback != 0}
+	return UnderlayDevice{Name: a.Name, Index: a.Index, MTU: a.MTU, Loopback: a.Flags&net.FlagLoopback != 0, Ethernet: a.EncapType == "ether"}
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -1,12 +1,14 @@
 package tunnel
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -16,44 +18,44 @@ import (
 
 // outerTAP is a TAP device of our own through which finished outer frames enter the kernel, and leave for the underlay by a
 // redirect. Unlike a socket it takes a super-packet whole: the kernel, or a NIC that can, segments it within its outer
-// headers (since Linux 6.17, drivers/net/tun_vnet.h, tun_vnet_hdr_tnl_to_skb). No address is on it and nothing is read
-// from it.
+// headers (since Linux 6.17, drivers/net/tun_vnet.h, tun_vnet_hdr_tnl_to_skb). What comes back is read from it, once an ingress leads there.
+// No address is on it.
+//
+// Each worker reads one queue; all write to another one, which is detached, so that what is written steers nothing that is read (see TUN).
 type outerTAP struct {
 	name     string
-	fd       int
+	writer   int
+	queues   []int // readers
 	log      *slog.Logger
 	redirect *redirect
 	gso      feature
 	closing  sync.Once
+
+	link      *Link
+	ingress   *ingress
+	underlay  UnderlayDevice // that ingress is on
+	receives  feature
+	ended     sync.Once // receiving
+	stopWatch context.CancelFunc
+	dropped   atomic.Uint64 // what overflows said last
 }
 
-const (
-	// outerName is the pattern of the device's name.
-	outerName = "vxgso%d"
-	// outerQueueLen is how many packets the device keeps for a reader, which it has not.
-	outerQueueLen = 1
-)
+// outerName is the pattern of the device's name.
+const outerName = "vxgso%d"
 
-// openOuter makes the device, asks it whether it takes super-packets within datagrams from local, and brings it up.
-func openOuter(local netip.Addr, log *slog.Logger) (*outerTAP, error) {
-	fd, name, err := openTUNDevice(outerName, unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
-	if err != nil {
-		return nil, explainOpen(outerName, err)
-	}
-	o := &outerTAP{name: name, fd: fd, log: log}
-	if err := o.open(local); err != nil {
+// openOuter makes the device, asks it whether it takes super-packets within datagrams from local, and brings it up. It has a queue for each
+// of so many workers.
+func openOuter(local netip.Addr, workers int, log *slog.Logger) (*outerTAP, error) {
+	o := &outerTAP{name: outerName, writer: -1, log: log}
+	if err := o.open(local, workers); err != nil {
 		return nil, errors.Join(err, o.close())
 	}
 	return o, nil
 }
 
-func (o *outerTAP) open(local netip.Addr) error {
-	if err := unix.IoctlSetPointerInt(o.fd, unix.TUNSETVNETHDRSZ, virtioTunnelLen); err != nil {
-		return fmt.Errorf("set the header size of %s to %d: %w: Linux 6.17 or later has it", o.name, virtioTunnelLen, err)
-	}
-	// The same push-back as that of a socket: a writer waits when so much is on its way.
-	if err := unix.IoctlSetPointerInt(o.fd, unix.TUNSETSNDBUF, sendBuffer); err != nil {
-		return fmt.Errorf("set the send buffer of %s: %w", o.name, err)
+func (o *outerTAP) open(local netip.Addr, workers int) error {
+	if err := o.attach(workers); err != nil {
+		return err
 	}
 	for _, packet := range [][]byte{probeTCP4, probeTCP6} {
 		if err := o.probe(local, packet); err != nil {
@@ -64,6 +66,33 @@ func (o *outerTAP) open(local netip.Addr) error {
 		return err
 	}
 	return o.up(local)
+}
+
+// attach makes the device with its queues.
+func (o *outerTAP) attach(workers int) error {
+	for len(o.queues) < workers || o.writer < 0 {
+		fd, name, err := openVNet(o.name, true)
+		if err != nil {
+			return explainOpen(o.name, err)
+		}
+		o.name = name
+		if len(o.queues) < workers {
+			o.queues = append(o.queues, fd)
+		} else {
+			o.writer = fd
+		}
+	}
+	if err := unix.IoctlSetPointerInt(o.writer, unix.TUNSETVNETHDRSZ, virtioTunnelLen); err != nil {
+		return fmt.Errorf("set the header size of %s to %d: %w: Linux 6.17 or later has it", o.name, virtioTunnelLen, err)
+	}
+	// The same push-back as that of a socket: a writer waits when so much is on its way.
+	if err := unix.IoctlSetPointerInt(o.writer, unix.TUNSETSNDBUF, sendBuffer); err != nil {
+		return fmt.Errorf("set the send buffer of %s: %w", o.name, err)
+	}
+	if err := detach(o.writer, o.name); err != nil {
+		return fmt.Errorf("detach a queue of %s: %w", o.name, err)
+	}
+	return nil
 }
 
 // probe writes a super-packet. The device is down, which the kernel answers with EIO, after it has read all metadata.
@@ -85,14 +114,14 @@ func (o *outerTAP) probe(local netip.Addr, packet []byte) error {
 	return err
 }
 
-// transformed refuses a host with outgoing IPsec policies for the family of local: what is redirected would evade them.
+// transformed refuses a host with IPsec policies for the family of local: what is redirected would evade them.
 func transformed(local netip.Addr) error {
 	policies, err := netlink.XfrmPolicyList(family(local))
 	if err != nil {
 		return nil // a kernel without IPsec
 	}
 	for _, p := range policies {
-		if p.Dir == netlink.XFRM_DIR_OUT {
+		if p.Dir != netlink.XFRM_DIR_FWD {
 			return fmt.Errorf("this host has IPsec policies (ip xfrm policy), and what goes through an outer TAP device would evade them")
 		}
 	}
@@ -108,30 +137,82 @@ func family(a netip.Addr) int {
 
 // up brings the device up as one that takes no part in any network, and attaches the redirect.
 func (o *outerTAP) up(local netip.Addr) error {
-	l, err := netlink.LinkByName(o.name)
+	own, err := OpenLink(o.name, o.log)
 	if err != nil {
-		return fmt.Errorf("find device %s: %w", o.name, err)
+		return err
 	}
+	l := own.handle()
 	const noAddress = 1 // IN6_ADDR_GEN_MODE_NONE
 	err = errors.Join(
 		netlink.LinkSetARPOff(l),
 		netlink.LinkSetMulticastOff(l),
-		netlink.LinkSetTxQLen(l, outerQueueLen),
+		netlink.LinkSetTxQLen(l, txQueueLen), // 1024 were too few for what a kernel peer sends segment by segment
 	)
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", o.name, err)
 	}
+	own.leaveQueueing()
 	_ = netlink.LinkSetIP6AddrGenMode(l, noAddress) // there is none to set where IPv6 is off
 	if err := o.forward(local); err != nil {
 		return err
 	}
-	if o.redirect, err = newRedirect(l.Attrs().Index, local.Is4()); err != nil {
+	if o.redirect, err = newRedirect(own.index, local.Is4()); err != nil {
 		return err
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
 		return fmt.Errorf("bring %s up: %w", o.name, err)
 	}
+	o.link = own
 	return nil
+}
+
+// receive makes datagrams that fit rule come in through the device. Where that does not work, they come to the sockets.
+func (o *outerTAP) receive(rule ingressRule) {
+	if err := o.openIngress(rule); err != nil {
+		o.receives.disable("%v", err)
+	}
+}
+
+func (o *outerTAP) openIngress(rule ingressRule) (err error) {
+	if o.underlay, err = ingressDevice(rule.local); err != nil {
+		return err
+	}
+	if err := unix.IoctlSetInt(o.writer, unix.TUNSETOFFLOAD, offloadTCP|offloadUDP|offloadTunnel); err != nil {
+		return fmt.Errorf("take super-packets from %s: %w", o.name, err)
+	}
+	if o.ingress, err = newIngress(o.underlay.Index, o.link.index, rule); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	o.stopWatch = cancel
+	err = o.link.WatchDown(ctx, func() { o.endIngress(fmt.Sprintf("%s is down", o.name)) })
+	if err != nil {
+		o.endIngress("")
+	}
+	return err
+}
+
+// receiving reports whether datagrams come in through the device.
+func (o *outerTAP) receiving() bool {
+	if o.receives.on() && !o.ingress.attached() {
+		o.endIngress(fmt.Sprintf("%s is gone, and with it what was attached to it; a restart attaches to a new one", o.underlay.Name))
+	}
+	return o.receives.on()
+}
+
+// endIngress leaves it to the sockets to receive. Any goroutine may call it. Without a reason, at the end of all, it is no news.
+func (o *outerTAP) endIngress(why string) {
+	o.ended.Do(func() {
+		if o.ingress == nil {
+			return
+		}
+		if err := o.ingress.close(); err != nil {
+			o.log.Warn("cannot detach a BPF program", "device", o.underlay.Name, "err", err)
+		}
+		if why != "" {
+			o.receives.retire(o.log, capabilityOuterReceive, why)
+		}
+	})
 }
 
 // forward marks the device as one whose packets may be routed: bpf_fib_lookup answers for no other (net/core/filter.c,
@@ -180,17 +261,37 @@ func (o *outerTAP) works() bool {
 }
 
 // describe says what was made, for the host's owner.
-func (o *outerTAP) describe() string {
-	return fmt.Sprintf("device %s (outer TAP) with forwarding on for it alone and a BPF program at its ingress; gone at exit", o.name)
+func (o *outerTAP) describe() []string {
+	changes := []string{fmt.Sprintf("device %s (outer TAP) with forwarding on for it alone and a BPF program at its ingress; gone at exit", o.name)}
+	if o.receiving() {
+		changes = append(changes, fmt.Sprintf("BPF program at the ingress of %s: this tunnel's datagrams that come in there go to %s, and netfilter's hooks do not see them; gone at exit", o.underlay.Name, o.name))
+	}
+	return changes
+}
+
+// overflows returns how many frames found the queues full; of a device that is gone, how many had.
+func (o *outerTAP) overflows() uint64 {
+	if l, err := netlink.LinkByIndex(o.link.index); err == nil && l.Attrs().Statistics != nil {
+		o.dropped.Store(l.Attrs().Statistics.TxDropped)
+	}
+	return o.dropped.Load()
 }
 
 // close gives the device back, and with it all that was done to it.
 func (o *outerTAP) close() (err error) {
 	o.closing.Do(func() {
+		if o.stopWatch != nil {
+			o.stopWatch()
+		}
+		o.endIngress("")
 		if o.redirect != nil {
 			err = o.redirect.close()
 		}
-		err = errors.Join(err, unix.Close(o.fd))
+		for _, fd := range append(o.queues, o.writer) {
+			if fd >= 0 {
+				err = errors.Join(err, unix.Close(fd))
+			}
+		}
 	})
 	return err
 }

@@ -73,8 +73,8 @@ func (s *outerSender) write(d *Datagram, port uint16) error {
 	s.iov = appendIovec(appendIovec(s.iov[:0], s.frame[:n]), d.Data)
 	for {
 		s.calls.Add(1)
-		err := s.writev(s.tap.fd, s.iov)
-		if err == unix.EINTR || err == unix.EAGAIN && s.wait(s.tap.fd) == nil {
+		err := s.writev(s.tap.writer, s.iov)
+		if err == unix.EINTR || err == unix.EAGAIN && s.wait(s.tap.writer) == nil {
 			continue
 		}
 		return err

@@ -135,6 +135,8 @@ type Datagram struct {
 	Parts [][]byte
 	// SegmentSize, when not 0, says that this is a train: datagrams of so many bytes, the last may be shorter. It may be one alone.
 	SegmentSize int
+	// Whole, set by Receive, says that it is no train, but one datagram with a super-packet whose packets carry SegmentSize bytes each.
+	Whole bool
 	// Count is how many datagrams it is. For Send it is at most MaxTrain, and together they have at most maxTrainBytes.
 	Count int
 
@@ -148,7 +150,8 @@ type Datagram struct {
 	// that has such. The sender has said that it takes them so.
 	Packet *Packet
 
-	// Sent is how many datagrams were handed to the kernel; Reason why the rest were not. Send sets both.
+	// Sent is how many datagrams were handed to the kernel; Reason why the rest were not. Send sets both. Receive sets Reason in what is to be
+	// dropped.
 	Sent   int
 	Reason encap.Reason
 	// Refused says that nothing of Packet was sent, and that the sender takes none any more. Send sets it.

@@ -63,7 +63,7 @@ func (x *receiver) turn() (haul, error) {
 	}
 	moved := haul{packets: len(batch)}
 	for i := range batch {
-		if batch[i].SegmentSize > 0 {
+		if batch[i].SegmentSize > 0 && !batch[i].Whole {
 			moved.bytes += len(batch[i].Data)
 		}
 	}
@@ -103,11 +103,16 @@ func (x *receiver) step(batch []Datagram) error {
 
 // unpack takes the packets out of one datagram, or out of each of a train.
 func (x *receiver) unpack(view View, d *Datagram) {
+	if d.Reason != encap.None {
+		x.batch.received += d.Count
+		x.count.drop(d.Reason, d.Count)
+		return
+	}
 	if d.SegmentSize == 0 || len(d.Data) <= d.SegmentSize {
 		x.decapsulate(view, d, d.Data, 0)
 		return
 	}
-	if x.carriesSuper(d) {
+	if d.Whole || x.carriesSuper(d) {
 		x.decapsulate(view, d, d.Data, d.SegmentSize)
 		return
 	}
@@ -140,7 +145,7 @@ func (x *receiver) carriesSuper(d *Datagram) bool {
 // decapsulate takes the packet out of one datagram and lines it up for the device, consumes it, or drops it. When it is a
 // UDP super-packet, segment is the payload of each packet that it stands for.
 func (x *receiver) decapsulate(view View, d *Datagram, data []byte, segment int) {
-	if x.t.cfg.Shared != nil && x.t.cfg.Shared.deliver(x.t.cfg.VNI, Datagram{Data: data, SegmentSize: segment, Count: 1, Remote: d.Remote, TOS: d.TOS}) {
+	if x.t.cfg.Shared != nil && x.t.cfg.Shared.deliver(x.t.cfg.VNI, Datagram{Data: data, SegmentSize: segment, Whole: d.Whole, Count: 1, Remote: d.Remote, TOS: d.TOS}) {
 		return
 	}
 	x.packets = append(x.packets, Packet{Count: 1})

@@ -9,15 +9,19 @@ import (
 // Tier is the set of kernel offloads in use.
 type Tier string
 
-// capabilityTunnelGSO is the feature that TierTunnelGSO is named after.
-const capabilityTunnelGSO = "tunnel-gso"
+const (
+	// capabilityTunnelGSO is the feature that TierTunnelGSO is named after.
+	capabilityTunnelGSO = "tunnel-gso"
+	// capabilityOuterReceive is its other half: datagrams come in through the outer TAP device, too.
+	capabilityOuterReceive = "outer-receive"
+)
 
 const (
 	// TierPortable needs nothing but a TUN device and UDP sockets: finished packets, one by one through the device.
 	TierPortable Tier = "portable"
 	// TierUDPGSO moves super-packets through the device and trains through the sockets.
 	TierUDPGSO Tier = "udp-gso"
-	// TierTunnelGSO sends TCP super-packets whole, through an outer TAP device, and all else as TierUDPGSO does.
+	// TierTunnelGSO sends TCP super-packets whole, through an outer TAP device, which it also receives from, and all else as TierUDPGSO does.
 	TierTunnelGSO Tier = "tunnel-gso"
 )
 

@@ -44,10 +44,10 @@ type UDPConfig struct {
 	Device UnderlayDevice // with Group: that it is joined on
 
 	Shared *SharedPort // when not nil, others receive on the port, too
-	VNI    encap.VNI   // with Shared
+	VNI    encap.VNI   // with Shared, or TunnelGSO
 
 	Offloads  bool // send and receive trains, as far as the kernel knows them
-	TunnelGSO bool // send TCP super-packets whole, through an outer TAP device, when the kernel takes them
+	TunnelGSO bool // send TCP super-packets whole, through an outer TAP device, and receive through it, when the kernel takes them; for VXLAN
 	Log       *slog.Logger
 }
 
@@ -57,14 +57,15 @@ type UDPConfig struct {
 type UDP struct {
 	cfg       UDPConfig
 	sources   []*udpReceiver // a socket each; that of the group is the last
-	receivers []Receiver     // one for each worker, from sources
+	receivers []source       // one for each worker, from sources and outerSources
 	sockets   []int          // of the senders: Buckets, then, with DFInherit, as many with the bit set
 	senders   []*udpSender
 	gso       feature
 	gro       feature
 
-	outer   *outerTAP
-	noOuter feature // off with the reason why there is none
+	outer        *outerTAP
+	outerSources []*outerReceiver
+	noOuter      feature // off with the reason why there is none
 }
 
 const (
@@ -116,10 +117,27 @@ func (u *UDP) openOuter() {
 	case u.cfg.Local.IsLoopback():
 		u.noOuter.disable("%s is a loopback address: there is no device to segment for", u.cfg.Local)
 	default:
-		if u.outer, err = openOuter(u.cfg.Local, u.cfg.Log); err != nil {
+		if u.outer, err = openOuter(u.cfg.Local, u.cfg.Receivers, u.cfg.Log); err != nil {
 			u.noOuter.disable("%v", err)
+			return
 		}
+		u.receiveOuter()
 	}
+}
+
+// receiveOuter makes each worker receive from its queue of the outer TAP device, besides its socket.
+func (u *UDP) receiveOuter() {
+	rule := ingressRule{local: u.cfg.Local, port: u.cfg.Port, vni: u.cfg.VNI}
+	for i, queue := range u.outer.queues {
+		r, err := newOuterReceiver(u.outer, queue, rule, u.cfg.NoChecksum6RX)
+		if err != nil {
+			u.outer.receives.disable("%v", err)
+			return
+		}
+		u.outerSources = append(u.outerSources, r)
+		u.receivers[i] = inTurn(r, u.receivers[i])
+	}
+	u.outer.receive(rule)
 }
 
 // PathMTU returns the largest IP packet that the kernel believes to reach remote, in bytes: its path MTU, or the MTU of the route.
@@ -401,7 +419,13 @@ func (u *UDP) outerConfig() outerConfig {
 }
 
 // Receivers implements Underlay.
-func (u *UDP) Receivers() []Receiver { return u.receivers }
+func (u *UDP) Receivers() []Receiver {
+	all := make([]Receiver, 0, len(u.receivers))
+	for _, r := range u.receivers {
+		all = append(all, r)
+	}
+	return all
+}
 
 // Capabilities returns the sockets' features.
 func (u *UDP) Capabilities() []Capability {
@@ -409,7 +433,12 @@ func (u *UDP) Capabilities() []Capability {
 	if u.outer != nil {
 		outer = &u.outer.gso
 	}
-	return []Capability{u.gso.capability("gso"), u.gro.capability("gro"), outer.capability(capabilityTunnelGSO)}
+	all := []Capability{u.gso.capability("gso"), u.gro.capability("gro"), outer.capability(capabilityTunnelGSO)}
+	if u.outer != nil {
+		u.outer.receiving() // finds out
+		all = append(all, u.outer.receives.capability(capabilityOuterReceive))
+	}
+	return all
 }
 
 // HostChanges says what was made on this host beyond the sockets.
@@ -417,7 +446,7 @@ func (u *UDP) HostChanges() []string {
 	if u.outer == nil {
 		return nil
 	}
-	return []string{u.outer.describe()}
+	return u.outer.describe()
 }
 
 // SourcePorts returns the ports that datagrams are sent from.
@@ -437,23 +466,26 @@ func (u *UDP) SourcePorts() []uint16 {
 // Close implements Underlay.
 func (u *UDP) Close() error {
 	var errs []error
+	if u.outer != nil {
+		errs = append(errs, u.outer.close())
+	}
+	for _, r := range u.outerSources {
+		errs = append(errs, unix.Close(r.quiet))
+	}
 	for _, r := range u.sources {
 		errs = append(errs, unix.Close(r.socket))
 	}
 	for _, fd := range u.sockets {
 		errs = append(errs, unix.Close(fd))
 	}
-	if u.outer != nil {
-		errs = append(errs, u.outer.close())
-	}
-	u.sources, u.receivers, u.sockets = nil, nil, nil
+	u.sources, u.outerSources, u.receivers, u.sockets = nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 
 // Counts is what the sockets and the device tell of their system calls.
 type Counts struct {
 	Syscalls       map[string]uint64 // by call
-	QueueOverflows uint64            // datagrams that found the receive buffer full (SO_RXQ_OVFL)
+	QueueOverflows uint64            // datagrams that found the receive buffer (SO_RXQ_OVFL), or the outer TAP device's queues, full
 	DeviceErrors   map[string]uint64 // writes that the device refused, by errno
 	ReceiveErrors  map[string]uint64 // calls that failed and were made again, by errno
 	OuterDrops     map[string]uint64 // packets written to the outer TAP device that had no way from there, by what the routes said
@@ -469,6 +501,11 @@ func (u *UDP) AddTo(c *Counts) {
 	}
 	if u.outer != nil {
 		u.outer.redirect.addTo(c.OuterDrops)
+		c.QueueOverflows += u.outer.overflows()
+	}
+	for _, r := range u.outerSources {
+		c.Syscalls["read"] += r.calls.Load()
+		r.errnos.addTo(c.ReceiveErrors)
 	}
 	for _, r := range u.sources {
 		c.Syscalls["recvmmsg"] += r.calls.Load()

@@ -14,6 +14,7 @@ const (
 	virtioHeaderLen = 10
 
 	virtioNeedsChecksum = 1 // VIRTIO_NET_HDR_F_NEEDS_CSUM
+	virtioDataValid     = 2 // VIRTIO_NET_HDR_F_DATA_VALID
 
 	virtioGSONone  = 0
 	virtioGSOTCPv4 = 1
@@ -105,4 +106,6 @@ func putVirtioTunnel(b []byte, d *Datagram, outer int, v6, checksum bool) {
 const (
 	offloadTCP = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
 	offloadUDP = unix.TUN_F_USO4 | unix.TUN_F_USO6 // since Linux 6.2
+	// offloadTunnel is TUN_F_UDP_TUNNEL_GSO and TUN_F_UDP_TUNNEL_GSO_CSUM, since Linux 6.17.
+	offloadTunnel = 0x080 | 0x100
 )

@@ -33,12 +33,25 @@ func (l *Link) WatchAddresses(ctx context.Context, changed func([]netip.Prefix))
 // WatchUp calls up whenever the device was brought up, until ctx ends; not for the state that it has now.
 func (l *Link) WatchUp(ctx context.Context, up func()) error {
 	was := l.IsUp()
-	check := func(is bool) {
+	return l.watchState(ctx, func(is bool) {
 		if is && !was {
 			up()
 		}
 		was = is
-	}
+	})
+}
+
+// WatchDown calls down when the device is down, or gone, and again with every change while it is, until ctx ends.
+func (l *Link) WatchDown(ctx context.Context, down func()) error {
+	return l.watchState(ctx, func(is bool) {
+		if !is {
+			down()
+		}
+	})
+}
+
+// watchState calls check with whether the device is up, now and whenever something of it changes, until ctx ends.
+func (l *Link) watchState(ctx context.Context, check func(up bool)) error {
 	w := &watch[netlink.LinkUpdate]{
 		link: l,
 		open: func(updates chan<- netlink.LinkUpdate, done <-chan struct{}, failed func(error)) error {
@@ -50,7 +63,13 @@ func (l *Link) WatchUp(ctx context.Context, up func()) error {
 			}
 			return false
 		},
-		report: func() { check(l.IsUp()) },
+		report: func() {
+			if up, err := l.state(); err != nil {
+				l.log.Warn("cannot follow the device", "device", l.name, "err", err)
+			} else {
+				check(up)
+			}
+		},
 	}
 	return w.start(ctx)
 }

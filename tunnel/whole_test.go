@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 
 	"github.com/vxlane/vxlane/encap"
+	"github.com/vxlane/vxlane/tunnel/tunneltest"
 )
 
 // Super-packets that the underlay carries go whole; when it refuses, those that it refused are cut, and nothing is lost,
@@ -69,4 +70,32 @@ func TestCarriedSingle(t *testing.T) {
 			t.Errorf("sent %+v, want %x", sent, want)
 		}
 	})
+}
+
+// A super-packet that comes with its metadata needs no guess; what its receiver found wrong is dropped, and counted as what it said.
+func TestReceiveWhole(t *testing.T) {
+	for _, kind := range []encap.GSO{encap.GSOTCP, encap.GSOUDP} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, rigConfig())
+			r.device.Queue(0).TakesSupers = true
+			r.start()
+			const size = 701 // no MTU's
+			packet, _, want := super(t, kind, "10.99.0.2", "10.99.0.1", numbered(30_500), size)
+			d := tunneltest.From("172.30.0.2", frame(packet))
+			d.SegmentSize, d.Whole = size, true
+			bad := tunneltest.From("172.30.0.2", frame(packet))
+			bad.Count, bad.Reason = 7, encap.OuterChecksum
+			r.underlay.Receiver(0).Put(bad, d)
+			synctest.Wait()
+			writes := r.device.Queue(0).Written()
+			if len(writes) != 1 {
+				t.Fatalf("%d writes, want 1", len(writes))
+			}
+			equalPackets(t, split(t, writes[0], r.device.Queue(0).Offloads()[0]), want)
+			n := uint64(len(want))
+			if s := r.tunnel.Stats().Decap; s.Received != n+7 || s.Delivered != n || s.Reasons["udp_csum"] != 7 {
+				t.Errorf("counters %+v, want %d packets", s, n)
+			}
+		})
+	}
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -241,11 +242,11 @@ func (p *pair) sendWithTOS(from *lab.Host, src, dst string, datagram []byte, tos
 	must(p.t, err)
 }
 
-// What comes with a wrong outer checksum, or over IPv6 with none that was not asked for, is dropped by the kernel and counted there; what
-// comes with none where that is allowed, or with a right one, is delivered (RFC 7348 section 5, RFC 6935 section 5, RFC 6936 section 4).
+// What comes with a wrong outer checksum, or over IPv6 with none that was not asked for, is dropped by the kernel and counted there, or here with
+// tunnel-gso; what comes with none where that is allowed, or with a right one, is delivered (RFC 7348 section 5, RFC 6935 section 5, RFC 6936 section 4).
 func TestOuterChecksumsOnReceipt(t *testing.T) {
 	t.Parallel()
-	const right, wrong, none = "right", "wrong", "none"
+	const right, wrong, none, tagged = "right", "wrong", "none", "right, with the tag of a VLAN that is not here"
 	for _, c := range []struct {
 		name, local, remote, keys string
 		taken                     map[string]bool
@@ -255,65 +256,75 @@ func TestOuterChecksumsOnReceipt(t *testing.T) {
 		{"IPv6, rx", "fd30::1", "fd30::2", ", zero_checksum6: {rx: true}", map[string]bool{right: true, none: true}},
 		{"IPv6, tx", "fd30::1", "fd30::2", ", zero_checksum6: {tx: true}", map[string]bool{right: true}},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			p := newPair(t, wire{Offloads: noOffloads})
-			d := p.start(p.a, "--config", p.write("sums.yaml", fmt.Sprintf(`version: 1
+		for _, tier := range []string{"udp-gso", "tunnel-gso"} {
+			t.Run(c.name+" "+tier, func(t *testing.T) {
+				p := newPair(t, wire{Offloads: noOffloads})
+				p.needTier(tier)
+				d := p.start(p.a, "--config", p.write("sums.yaml", fmt.Sprintf(`version: 1
 tunnels:
   - device: {mac: 02:00:00:00:00:01, addresses: [10.99.0.1/24]}
     underlay: {local: %q%s}
     peers: [{name: b, endpoint: %q, mac: 02:00:00:00:00:02, allowed_ips: [10.99.0.2]}]
-`, c.local, c.keys, c.remote)))
-			in, err := p.a.PacketSocket("vxlane0")
-			must(t, err)
-			defer in.Close()
-			out, err := p.b.PacketSocket("eth0")
-			must(t, err)
-			defer out.Close()
-			src, err := p.b.MAC("eth0")
-			must(t, err)
-			dst, err := p.a.MAC("eth0")
-			must(t, err)
-			got := make(map[string]bool)
-			ports := map[uint16]string{2001: right, 2002: wrong, 2003: none}
-			for port, sum := range ports {
-				frame := innerFrame(t, "IPv4", net.HardwareAddr{2, 0, 0, 0, 0, 2}, net.HardwareAddr{2, 0, 0, 0, 0, 1}, nil, overlayB[0], overlayA[0], 0, port)
-				datagram := append(make([]byte, encap.VXLANHeaderLen), frame...)
-				encap.PutVXLAN(datagram, 1)
-				kind, sumAt := "IPv4", encap.EthernetHeaderLen+20+encap.UDPChecksumOffset
-				if netip.MustParseAddr(c.local).Is6() {
-					kind, sumAt = "IPv6", encap.EthernetHeaderLen+40+encap.UDPChecksumOffset
-				}
-				outer := outerFrame(t, kind, src, dst, netip.MustParseAddr(c.remote), netip.MustParseAddr(c.local), datagram)
-				switch sum {
-				case wrong:
-					outer[sumAt] ^= 0x40
-				case none:
-					outer[sumAt], outer[sumAt+1] = 0, 0
-				}
-				_, err := out.Write(outer)
+    tier: %s
+`, c.local, c.keys, c.remote, tier)))
+				in, err := p.a.PacketSocket("vxlane0")
 				must(t, err)
-			}
-			must(t, in.SetReadDeadline(time.Now().Add(500*time.Millisecond)))
-			for buf := make([]byte, 4096); ; {
-				n, err := in.Read(buf)
-				if err != nil {
-					break
+				defer in.Close()
+				out, err := p.b.PacketSocket("eth0")
+				must(t, err)
+				defer out.Close()
+				src, err := p.b.MAC("eth0")
+				must(t, err)
+				dst, err := p.a.MAC("eth0")
+				must(t, err)
+				got := make(map[string]bool)
+				ports := map[uint16]string{2001: right, 2002: wrong, 2003: none, 2004: tagged}
+				for port, sum := range ports {
+					frame := innerFrame(t, "IPv4", net.HardwareAddr{2, 0, 0, 0, 0, 2}, net.HardwareAddr{2, 0, 0, 0, 0, 1}, nil, overlayB[0], overlayA[0], 0, port)
+					datagram := append(make([]byte, encap.VXLANHeaderLen), frame...)
+					encap.PutVXLAN(datagram, 1)
+					kind, sumAt := "IPv4", encap.EthernetHeaderLen+20+encap.UDPChecksumOffset
+					if netip.MustParseAddr(c.local).Is6() {
+						kind, sumAt = "IPv6", encap.EthernetHeaderLen+40+encap.UDPChecksumOffset
+					}
+					outer := outerFrame(t, kind, src, dst, netip.MustParseAddr(c.remote), netip.MustParseAddr(c.local), datagram)
+					switch sum {
+					case wrong:
+						outer[sumAt] ^= 0x40
+					case none:
+						outer[sumAt], outer[sumAt+1] = 0, 0
+					case tagged:
+						outer = append(append(bytes.Clone(outer[:12]), 0x81, 0, 0, 99), outer[12:]...)
+					}
+					_, err := out.Write(outer)
+					must(t, err)
 				}
-				var h encap.Headers
-				if encap.ParseIP(buf[:n], &h) == encap.None && ports[h.DstPort] != "" {
-					got[ports[h.DstPort]] = true
+				must(t, in.SetReadDeadline(time.Now().Add(500*time.Millisecond)))
+				for buf := make([]byte, 4096); ; {
+					n, err := in.Read(buf)
+					if err != nil {
+						break
+					}
+					var h encap.Headers
+					if encap.ParseIP(buf[:n], &h) == encap.None && ports[h.DstPort] != "" {
+						got[ports[h.DstPort]] = true
+					}
 				}
-			}
-			for _, sum := range ports {
-				if got[sum] != c.taken[sum] {
-					t.Errorf("checksum %s: delivered %v, want %v", sum, got[sum], c.taken[sum])
+				for _, sum := range ports {
+					if got[sum] != c.taken[sum] {
+						t.Errorf("checksum %s: delivered %v, want %v", sum, got[sum], c.taken[sum])
+					}
 				}
-			}
-			if n := d.stats().Decap.Received; n != uint64(len(c.taken)) {
-				t.Errorf("%d datagrams were received, want %d", n, len(c.taken))
-			}
-			d.stop()
-		})
+				received, dropped := len(c.taken), 0
+				if tier == "tunnel-gso" {
+					received, dropped = 3, 3-len(c.taken)
+				}
+				if s := d.stats().Decap; s.Received != uint64(received) || s.Reasons["udp_csum"] != uint64(dropped) {
+					t.Errorf("%d datagrams were received, want %d; drops %v, want %d", s.Received, received, s.Reasons, dropped)
+				}
+				d.stop()
+			})
+		}
 	}
 }
 

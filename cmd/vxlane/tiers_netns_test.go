@@ -23,7 +23,10 @@ var tiers = []string{"tunnel-gso", "udp-gso", "portable"}
 // Every tier speaks with the kernel's vxlan, whatever the NICs between them can do.
 func TestTiersAgainstTheKernel(t *testing.T) {
 	for _, tier := range tiers {
-		for _, profile := range network.Profiles()[:4] {
+		for _, profile := range network.Profiles() {
+			if profile.MTU != 1500 {
+				continue
+			}
 			t.Run(tier+"/"+profile.Name, func(t *testing.T) {
 				p := newPair(t, wire{Offloads: profile.Offloads})
 				p.needTier(tier)
@@ -183,10 +186,10 @@ func serialized(t *testing.T, network, transport gopacket.SerializableLayer, pay
 var soak = flag.Int("soak", 0, "packets for each tier, in millions; 0 is about half of one")
 
 // A million numbered packets with checksums, of all sizes and in many flows, through two tunnels and back: each arrives
-// once, whole, and in its place.
+// once, whole, and in its place. With tunnel-gso they come in through two queues of a device instead of a socket.
 func TestAMillionPackets(t *testing.T) {
 	const flows = 16
-	for tier, packets := range map[string]int{"udp-gso": 40_000, "portable": 23_000} {
+	for tier, packets := range map[string]int{"tunnel-gso": 17_000, "udp-gso": 25_000, "portable": 21_000} {
 		patience := 2 * time.Minute
 		if *soak > 0 {
 			const slowest = 10_000 // packets a second, far below what any tier carries
@@ -195,9 +198,16 @@ func TestAMillionPackets(t *testing.T) {
 		}
 		t.Run(tier, func(t *testing.T) {
 			p := newPair(t, wire{})
+			p.needTier(tier)
+			queues := map[string]int{"tunnel-gso": 2}[tier]
 			up := func(own, other string) []string {
-				return []string{"--tier", tier, "--local", "172.30.0." + own, "--address", "10.99.0." + own + "/24",
-					"--peer", fmt.Sprintf("endpoint=172.30.0.%s,allowed_ips=10.99.0.%s", other, other)}
+				return []string{"--config", p.write(own+".yaml", fmt.Sprintf(`version: 1
+tunnels:
+  - tier: %s
+    device: {addresses: [10.99.0.%s/24], queues: %d}
+    underlay: {local: 172.30.0.%s}
+    peers: [{name: far, endpoint: 172.30.0.%s, allowed_ips: [10.99.0.%s]}]
+`, tier, own, queues, own, other, other))}
 			}
 			a, b := p.start(p.a, up("1", "2")...), p.start(p.b, up("2", "1")...)
 			p.ping(p.a, overlayB[0], 56)

@@ -20,6 +20,7 @@ import (
 	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/cmd/internal/cli"
 	"github.com/vxlane/vxlane/cmd/internal/control"
+	"github.com/vxlane/vxlane/tunnel"
 )
 
 // needTier skips the test where this machine has no tunnel-gso.
@@ -56,22 +57,44 @@ func (d *running) status() control.Status {
 	return s
 }
 
+// capability returns what status says of one kernel feature.
+func capability(s control.Status, name string) tunnel.Capability {
+	i := slices.IndexFunc(s.Capabilities, func(c tunnel.Capability) bool { return c.Name == name })
+	if i < 0 {
+		return tunnel.Capability{Reason: "not in the status"}
+	}
+	return s.Capabilities[i]
+}
+
 // The outer device is told of, used, and gone with the process, however it ends.
 func TestOuterDevice(t *testing.T) {
 	p := newPair(t, wire{})
 	p.needTier("tunnel-gso")
 	before := hostState(t, p.a)
 	d := p.start(p.a, upArgs("--tier", "tunnel-gso")...)
-	p.addKernelPeer()
+	p.addKernelPeer(func(v *lab.VXLAN) { v.MTU = 2000 })
 	for i := range overlayB {
 		p.tcp(p.a, p.b, overlayB[i], 300*time.Millisecond)
+		p.tcp(p.b, p.a, overlayA[i], 300*time.Millisecond)
 	}
 	s := d.status()
-	if s.Tier != "tunnel-gso" || len(s.HostChanges) != 1 || !strings.Contains(s.HostChanges[0], "vxgso") {
+	if s.Tier != "tunnel-gso" || len(s.HostChanges) != 2 || !strings.Contains(s.HostChanges[0], "vxgso") || !strings.Contains(s.HostChanges[1], "ingress of eth0") {
 		t.Errorf("tier %s, host changes %q", s.Tier, s.HostChanges)
 	}
 	if c := d.stats().Syscalls; c["writev"] < 10*c["sendmmsg"] {
 		t.Errorf("TCP went through the sockets: %v", c)
+	}
+	if n := p.netstat(p.a)["Udp.InDatagrams"]; n > 10 {
+		t.Errorf("%d datagrams came to the sockets", n)
+	}
+	if s := d.stats(); s.Syscalls["read"]*5 > s.Encap.Received+s.Decap.Received {
+		t.Errorf("%d reads for %d and %d packets", s.Syscalls["read"], s.Encap.Received, s.Decap.Received)
+	}
+	// What the program cannot judge does, and arrives as well.
+	before6 := p.netstat(p.a)["Udp.InDatagrams"]
+	p.ping(p.b, overlayA[0], 1700)
+	if n := p.netstat(p.a); n["Ip.ReasmOKs"] == 0 || n["Udp.InDatagrams"] == before6 {
+		t.Errorf("%d datagrams were put together, %d came to the sockets", n["Ip.ReasmOKs"], n["Udp.InDatagrams"]-before6)
 	}
 	if err := d.cmd.Signal(unix.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -83,6 +106,55 @@ func TestOuterDevice(t *testing.T) {
 	p.start(p.a, upArgs("--tier", "tunnel-gso")...).stop()
 	if after := hostState(t, p.a); !slices.Equal(before, after) {
 		t.Errorf("before %q\nafter %q", before, after)
+	}
+}
+
+// Without the outer device, or the underlay's that leads to it, everything goes through the sockets, and status says why.
+func TestOuterDeviceTakenAway(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, why string
+		do        func(p *pair)
+	}{
+		{"down", "vxgso0 is down", func(p *pair) { must(p.t, p.a.SetDown("vxgso0")) }},
+		{"deleted", "vxgso0 is", func(p *pair) { must(p.t, p.a.Delete("vxgso0")) }},
+		{"underlay gone", "eth0 is gone", func(p *pair) {
+			must(p.t, p.a.Delete("eth0")) // and its other end with it
+			p.exec(p.b, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", p.a.Namespace())
+			for h, own := range map[*lab.Host]string{p.a: "172.30.0.1/24", p.b: "172.30.0.2/24"} {
+				must(p.t, h.AddAddresses("eth0", prefixes(own)...))
+				must(p.t, h.SetUp("eth0"))
+			}
+			must(p.t, errors.Join(p.a.AwaitRunning("eth0"), p.b.AwaitRunning("eth0")))
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPair(t, wire{})
+			p.needTier("tunnel-gso")
+			d := p.start(p.a, upArgs("--tier", "tunnel-gso")...)
+			p.addKernelPeer()
+			p.pingAll(56)
+			c.do(p)
+			for deadline := time.Now().Add(patience); capability(d.status(), "outer-receive").Enabled; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("not noticed")
+				}
+			}
+			p.pingAll(1400)
+			for i := range overlayB {
+				p.tcp(p.a, p.b, overlayB[i], 200*time.Millisecond)
+				p.tcp(p.b, p.a, overlayA[i], 200*time.Millisecond)
+			}
+			d.balanced()
+			s := d.status()
+			if len(s.HostChanges) > 1 {
+				t.Errorf("host changes %q", s.HostChanges)
+			}
+			if f := capability(s, "outer-receive"); !strings.Contains(f.Reason, c.why) {
+				t.Errorf("%+v, want a reason with %q", f, c.why)
+			}
+			d.stop()
+		})
 	}
 }
 
@@ -231,12 +303,17 @@ func TestOuterDeviceRefused(t *testing.T) {
 	p := newPair(t, wire{})
 	p.needTier("tunnel-gso")
 	before := hostState(t, p.a)
-	policy := &netlink.XfrmPolicy{Src: netipNet(netip.MustParsePrefix("172.30.0.0/24")), Dst: netipNet(netip.MustParsePrefix("172.30.0.0/24")), Dir: netlink.XFRM_DIR_OUT}
+	policy := func(dir netlink.Dir) *netlink.XfrmPolicy {
+		net := netipNet(netip.MustParsePrefix("172.30.0.0/24"))
+		return &netlink.XfrmPolicy{Src: net, Dst: net, Dir: dir}
+	}
+	out, in := policy(netlink.XFRM_DIR_OUT), policy(netlink.XFRM_DIR_IN)
 	for _, c := range []struct {
 		name, local, want string
 		prepare, undo     func() error
 	}{
-		{"IPsec", "172.30.0.1", "IPsec policies", func() error { return netlink.XfrmPolicyAdd(policy) }, func() error { return netlink.XfrmPolicyDel(policy) }},
+		{"IPsec", "172.30.0.1", "IPsec policies", func() error { return netlink.XfrmPolicyAdd(out) }, func() error { return netlink.XfrmPolicyDel(out) }},
+		{"IPsec for what comes in", "172.30.0.1", "IPsec policies", func() error { return netlink.XfrmPolicyAdd(in) }, func() error { return netlink.XfrmPolicyDel(in) }},
 		{"loopback", "127.0.0.1", "loopback", func() error { return nil }, func() error { return nil }},
 	} {
 		t.Run(c.name, func(t *testing.T) {

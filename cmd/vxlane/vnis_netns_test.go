@@ -87,12 +87,16 @@ func threeVNIs(side, far int, more string) string {
 func TestSharedPort(t *testing.T) {
 	names := []string{"vx1", "vx2", "vx3"}
 	for _, far := range []string{"kernel", "vxlane"} {
-		for _, queues := range []string{"", ", queues: 3"} {
-			t.Run(far+queues, func(t *testing.T) {
+		for _, c := range []struct{ queues, tier string }{{"", "auto"}, {", queues: 3", "auto"}, {", queues: 3", "tunnel-gso"}} {
+			t.Run(far+c.queues+" "+c.tier, func(t *testing.T) {
 				p := newPair(t, wire{})
-				all := p.startMany(p.a, threeVNIs(1, 2, queues), names...)
+				p.needTier(c.tier)
+				withTier := func(text string) string {
+					return strings.ReplaceAll(text, "  - device:", "  - tier: "+c.tier+"\n    device:")
+				}
+				all := p.startMany(p.a, withTier(threeVNIs(1, 2, c.queues)), names...)
 				if far == "vxlane" {
-					p.startMany(p.b, threeVNIs(2, 1, ""), names...)
+					p.startMany(p.b, withTier(threeVNIs(2, 1, "")), names...)
 				} else {
 					for i := range names {
 						n := i + 1
