@@ -11,6 +11,7 @@ const (
 	groForwarding        = "rx-udp-gro-forwarding" // a veth device does GRO for UDP
 	tunnelSegmentation   = "tx-udp_tnl-segmentation"
 	tunnelSegmentationCS = "tx-udp_tnl-csum-segmentation" // with outer checksums
+	trainSegmentation    = "tx-udp-segmentation"
 )
 
 // NICCapabilities returns the features of the underlay's device that a tier depends on, and what its owner could do about
@@ -49,16 +50,32 @@ func receivesTrains(device string, features map[string]bool) Capability {
 	return c
 }
 
-// segmentsTunnels tells whether a device segments what the outer TAP sends whole. Where none does, the kernel does it in
-// software, which costs more than the trains of the udp-gso tier.
+// segmentsTunnels tells whether a device segments what the outer TAP sends whole. Where none does, TCP goes as trains, if the device
+// segments those (prefersTrains), or the CPU segments it.
 func segmentsTunnels(device string, features map[string]bool, checksum bool) Capability {
 	name := tunnelSegmentation
 	if checksum {
 		name = tunnelSegmentationCS
 	}
 	c := Capability{Name: name, Enabled: features[name]}
-	if !c.Enabled {
-		c.Reason = fmt.Sprintf("off on %s, so the CPU segments what leaves whole: tier udp-gso costs less there, or: ethtool -K %s %s on", device, device, name)
+	switch {
+	case c.Enabled:
+	case checksum && features[trainSegmentation]:
+		c.Reason = fmt.Sprintf("off on %s, which segments trains instead: TCP is sent as such; if the device has it, before the start: ethtool -K %s %s on", device, device, name)
+	default:
+		c.Reason = fmt.Sprintf("off on %s, so the CPU segments what leaves whole; if the device has it: ethtool -K %s %s on", device, device, name)
 	}
 	return c
+}
+
+// prefersTrains reports whether a device segments trains and not tunnels' super-packets, which the CPU would do for it. Trains have outer
+// checksums (UDP_SEGMENT goes not with SO_NO_CHECK: net/ipv4/udp.c, udp_send_skb).
+func prefersTrains(device string) bool {
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return false
+	}
+	defer e.Close()
+	features, err := e.Features(device)
+	return err == nil && features[trainSegmentation] && !features[tunnelSegmentationCS]
 }

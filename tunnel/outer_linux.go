@@ -29,6 +29,7 @@ type outerTAP struct {
 	log      *slog.Logger
 	redirect *redirect
 	gso      feature
+	trains   *feature // when not nil: while it is on, TCP goes as trains, which the underlay's device segments, as it does not what leaves whole
 	closing  sync.Once
 
 	link      *Link

@@ -48,6 +48,9 @@ func newOuterSender(tap *outerTAP, cfg outerConfig) *outerSender {
 // none overtakes another (but for those that are too long, which no TCP of this host makes). Of UDP, trains through sockets
 // carry more.
 func (s *outerSender) takes(p *Packet) bool {
+	if s.tap.trains != nil && s.tap.trains.on() {
+		return false
+	}
 	return s.tap.works() && p.Headers.Proto == encap.ProtoTCP && !p.Headers.Fragment && len(p.Data) <= maxCarried
 }
 

@@ -121,6 +121,9 @@ func (u *UDP) openOuter() {
 			u.noOuter.disable("%v", err)
 			return
 		}
+		if d, err := UnderlayLink(u.cfg.Local); err == nil && prefersTrains(d.Name) {
+			u.outer.trains = &u.gso
+		}
 		u.receiveOuter()
 	}
 }

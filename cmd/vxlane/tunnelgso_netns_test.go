@@ -109,6 +109,46 @@ func TestOuterDevice(t *testing.T) {
 	}
 }
 
+// Over a device that segments trains and not tunnels' super-packets, TCP goes as trains, and still comes in through the outer device.
+// Without outer checksums there are no trains.
+func TestOuterDeviceAndTrains(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		checksum        bool
+		feature, reason string
+	}{
+		{true, "tx-udp_tnl-csum-segmentation", "TCP is sent as such"},
+		{false, "tx-udp_tnl-segmentation", "the CPU segments"},
+	} {
+		t.Run(c.feature, func(t *testing.T) {
+			p := newPair(t, wire{Offloads: map[string]bool{"tx-udp_tnl-segmentation": false, "tx-udp_tnl-csum-segmentation": false}})
+			p.needTier("tunnel-gso")
+			d := p.start(p.a, "--config", p.write("trains.yaml", fmt.Sprintf(`version: 1
+tunnels:
+  - device: {addresses: [10.99.0.1/24, "fd99::1/64"]}
+    underlay: {local: 172.30.0.1, checksum: %v}
+    peers: [{name: b, endpoint: 172.30.0.2, allowed_ips: [10.99.0.2, "fd99::2"]}]
+    tier: tunnel-gso
+`, c.checksum)))
+			p.addKernelPeer()
+			for i := range overlayB {
+				p.tcp(p.a, p.b, overlayB[i], 300*time.Millisecond)
+			}
+			s := d.status()
+			if f := capability(s, c.feature); s.Tier != "tunnel-gso" || f.Enabled || !strings.Contains(f.Reason, c.reason) {
+				t.Errorf("tier %s, %+v", s.Tier, s.Capabilities)
+			}
+			if n := d.stats().Syscalls; (n["sendmmsg"] > 300) != c.checksum {
+				t.Errorf("through the sockets or not: %v", n)
+			}
+			if n := p.netstat(p.a)["Udp.InDatagrams"]; n > 10 {
+				t.Errorf("%d datagrams came to the sockets", n)
+			}
+			d.stop()
+		})
+	}
+}
+
 // Without the outer device, or the underlay's that leads to it, everything goes through the sockets, and status says why.
 func TestOuterDeviceTakenAway(t *testing.T) {
 	t.Parallel()
