@@ -35,6 +35,8 @@ const (
 	skbLen         = 0
 	skbPacketType  = 4
 	skbVLANPresent = 20
+	skbData        = 76
+	skbDataEnd     = 80
 
 	packetHost = 0 // PACKET_HOST, include/uapi/linux/if_packet.h
 	tcxNext    = -1
@@ -59,52 +61,63 @@ func newIngress(device, to int, rule ingressRule) (_ *ingress, err error) {
 }
 
 // ingressProgram compares what encap.ParseOuter and the VXLAN header must say. Fragments, IP options and extension headers, tagged frames and
-// those to other hosts are left to the kernel, and so are datagrams of other tunnels on the port.
+// those to other hosts are left to the kernel, and so are datagrams of other tunnels on the port. It runs for every packet that comes in.
 func ingressProgram(to int, rule ingressRule) asm.Instructions {
-	const next, network = "next", encap.EthernetHeaderLen
-	p := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}
-	load := func(at int32, size asm.Size) { p = append(p, asm.LoadAbs(at, size)) } // to R0, in the host's byte order
-	want := func(value uint32) {
-		p = append(p, asm.JNE.Imm32(asm.R0, int32(value), next))
-	}
-	p = append(p, asm.LoadMem(asm.R0, asm.R6, skbPacketType, asm.Word))
-	want(packetHost)
-	p = append(p, asm.LoadMem(asm.R0, asm.R6, skbVLANPresent, asm.Word)) // the kernel has taken the tag out of the frame already
-	want(0)
+	const next, judge, network = "next", "judge", encap.EthernetHeaderLen
+	const skb, frame, end = asm.R6, asm.R7, asm.R8
 	udp := network + encap.OuterHeaderLen(rule.local.Is6()) - 8
-	// A load from beyond the end would end the program, and keep the packet from those of others behind it.
-	p = append(p, asm.LoadMem(asm.R0, asm.R6, skbLen, asm.Word), asm.JLT.Imm(asm.R0, int32(udp+8+encap.VXLANHeaderLen), next))
-	load(12, asm.Half)
+	headers := int32(udp + 8 + encap.VXLANHeaderLen)
+
+	p := asm.Instructions{asm.Mov.Reg(skb, asm.R1)}
+	add := func(more ...asm.Instruction) { p = append(p, more...) }
+	linear := func() { // frame and end: what of the packet lies in one piece
+		add(
+			asm.LoadMem(frame, skb, skbData, asm.Word), asm.LoadMem(end, skb, skbDataEnd, asm.Word),
+			asm.Mov.Reg(asm.R1, frame), asm.Add.Imm(asm.R1, headers),
+		)
+	}
+	want := func(at int, mask, value []byte) { // masked bytes, 1, 2 or 4 of them, in the host's order on both sides
+		size, word := asm.Byte, func(b []byte) int32 { return int32(b[0]) }
+		switch len(value) {
+		case 2:
+			size, word = asm.Half, func(b []byte) int32 { return int32(binary.NativeEndian.Uint16(b)) }
+		case 4:
+			size, word = asm.Word, func(b []byte) int32 { return int32(binary.NativeEndian.Uint32(b)) }
+		}
+		add(asm.LoadMem(asm.R0, frame, int16(at), size))
+		if mask != nil {
+			add(asm.And.Imm32(asm.R0, word(mask)))
+		}
+		add(asm.JNE.Imm32(asm.R0, word(value), next))
+	}
+
+	add(asm.LoadMem(asm.R0, skb, skbPacketType, asm.Word), asm.JNE.Imm32(asm.R0, packetHost, next))
+	add(asm.LoadMem(asm.R0, skb, skbVLANPresent, asm.Word), asm.JNE.Imm32(asm.R0, 0, next)) // the kernel has taken the tag out of the frame already
+	linear()
+	add(asm.JLE.Reg(asm.R1, end, judge))
+	add(asm.LoadMem(asm.R0, skb, skbLen, asm.Word), asm.JLT.Imm(asm.R0, headers, next))
+	add(asm.Mov.Reg(asm.R1, skb), asm.Mov.Imm(asm.R2, headers), asm.FnSkbPullData.Call())
+	linear()
+	add(asm.JGT.Reg(asm.R1, end, next))
+
+	judged := len(p)
 	if rule.local.Is4() {
-		want(encap.EtherTypeIPv4)
-		load(network, asm.Byte)
-		want(0x45)
-		load(network+6, asm.Half)
-		p = append(p, asm.And.Imm(asm.R0, 0x3fff)) // fragment offset, and more fragments
-		want(0)
-		load(network+9, asm.Byte)
-		want(encap.ProtoUDP)
-		load(network+16, asm.Word)
-		local := rule.local.As4()
-		want(binary.BigEndian.Uint32(local[:]))
+		want(12, nil, []byte{encap.EtherTypeIPv4 >> 8, encap.EtherTypeIPv4 & 0xff})
+		want(network, nil, []byte{0x45})
+		want(network+6, []byte{0x3f, 0xff}, []byte{0, 0}) // more fragments, and fragment offset
+		want(network+9, nil, []byte{encap.ProtoUDP})
+		want(network+16, nil, rule.local.AsSlice())
 	} else {
-		want(encap.EtherTypeIPv6)
-		load(network+6, asm.Byte)
-		want(encap.ProtoUDP)
-		local := rule.local.As16()
-		for i := 0; i < len(local); i += 4 {
-			load(int32(network+24+i), asm.Word)
-			want(binary.BigEndian.Uint32(local[i:]))
+		want(12, nil, []byte{encap.EtherTypeIPv6 >> 8, encap.EtherTypeIPv6 & 0xff})
+		want(network+6, nil, []byte{encap.ProtoUDP})
+		for local := rule.local.AsSlice(); len(local) > 0; local = local[4:] {
+			want(network+24+16-len(local), nil, local[:4])
 		}
 	}
-	load(int32(udp+2), asm.Half)
-	want(uint32(rule.port))
-	load(int32(udp+8), asm.Byte)
-	p = append(p, asm.And.Imm(asm.R0, 8)) // the I flag (RFC 7348 section 5)
-	want(8)
-	load(int32(udp+8+4), asm.Word)
-	p = append(p, asm.RSh.Imm32(asm.R0, 8))
-	want(uint32(rule.vni))
+	want(udp+2, nil, []byte{byte(rule.port >> 8), byte(rule.port)})
+	want(udp+8, []byte{8}, []byte{8}) // the I flag (RFC 7348 section 5)
+	want(udp+12, []byte{0xff, 0xff, 0xff, 0}, []byte{byte(rule.vni >> 16), byte(rule.vni >> 8), byte(rule.vni), 0})
+	p[judged] = p[judged].WithSymbol(judge)
 	return append(p,
 		asm.Mov.Imm(asm.R1, int32(to)), asm.Mov.Imm(asm.R2, 0), asm.FnRedirect.Call(),
 		asm.Return(),
