@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -57,10 +56,8 @@ func (u *UDP) probe() (sent, received error) {
 
 // awaitTrain receives a train of two, which is on its way over loopback.
 func awaitTrain(fd, segment int) error {
-	const patience = 1000 // milliseconds
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(fds, patience); n != 1 || err != nil {
-		return errors.Join(errors.New("what was sent over loopback did not arrive"), err)
+	if err := waitFor(fd, unix.POLLIN, 1000); err != nil {
+		return fmt.Errorf("wait for what was sent over loopback: %w", err)
 	}
 	data, control := make([]byte, 4*segment), make([]byte, 64)
 	n, oobn, _, _, err := unix.Recvmsg(fd, data, control, 0)

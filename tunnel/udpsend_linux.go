@@ -379,8 +379,13 @@ func reasonOf(err error) encap.Reason {
 // waitWritable waits until a descriptor has room, for a moment only: a device that stopped sending must not stop the
 // worker for good.
 func waitWritable(fd int) error {
-	const patience = 100 // milliseconds
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	return waitFor(fd, unix.POLLOUT, 100)
+}
+
+// waitFor waits for one of the events of poll(2), some milliseconds at most after the last signal; the Go runtime sends some to its
+// threads. unix.ETIMEDOUT tells that none came.
+func waitFor(fd int, events int16, patience int) error {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
 	for {
 		switch n, err := unix.Poll(fds, patience); {
 		case err == unix.EINTR:
