@@ -4,7 +4,7 @@
 # make docs    write the generated references in docs/ anew
 # make bench   tunnels side by side, a small set (root, less than five minutes); the report is in $(BENCH_OUT)
 # make bench-full   soak, then each system, workload and profile (root, days); Ctrl-C keeps what was measured
-# make soak    a thousand million numbered UDP packets through each tier: none lost its place, came twice or damaged (root, most of a day)
+# make soak    a thousand million numbered UDP packets through each tier: none lost its place, came twice or damaged; then TCP (root, six hours)
 # make bench-micro   Go benchmarks of the packet path, for benchstat
 
 GO       ?= go

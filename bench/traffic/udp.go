@@ -1,6 +1,7 @@
 package traffic
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -12,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/ipv4"
+
 	"github.com/vxlane/vxlane/bench/lab"
 )
 
@@ -21,13 +24,16 @@ type EchoResult struct {
 	Reordered, Duplicated, Corrupted int // only packets that were not fragmented have an order
 }
 
-// window is how many packets of a flow are under way at most: fewer than any queue on the way drops.
-const window = 32
-
-const serverBuffer = 4 << 20
+const (
+	window         = 64 // packets of a flow under way at most; a queue on the way hardly ever drops so few
+	messagesInCall = 64
+	serverBuffer   = 4 << 20 // bytes
+	largestUDP     = 1 << 16 // bytes
+)
 
 // Echo sends numbered UDP packets of mixed sizes in several flows from one host to an address of another, which sends
-// them back, and checks what returns: order within each flow, checksum, and that nothing comes twice.
+// them back, and checks what returns: order within each flow, checksum, and that nothing comes twice. Three of
+// four flows hand runs of equal size to the kernel as one super-packet (UDP_SEGMENT, udp(7)).
 func Echo(ctx context.Context, from, to *lab.Host, dst netip.Addr, flows, packets int) (EchoResult, error) {
 	var server *net.UDPConn
 	err := to.Run(func() (err error) {
@@ -35,13 +41,13 @@ func Echo(ctx context.Context, from, to *lab.Host, dst netip.Addr, flows, packet
 		if err != nil {
 			return err
 		}
-		return server.SetReadBuffer(serverBuffer) // all flows' windows at once
+		return errors.Join(server.SetReadBuffer(serverBuffer), takeSupers(server)) // room for all flows' windows at once
 	})
 	if err != nil {
 		return EchoResult{}, fmt.Errorf("echo at %s: %w", dst, err)
 	}
 	defer server.Close()
-	go reflect(server)
+	go reflect(ipv4.NewPacketConn(server))
 
 	var (
 		total EchoResult
@@ -49,9 +55,9 @@ func Echo(ctx context.Context, from, to *lab.Host, dst netip.Addr, flows, packet
 		mu    sync.Mutex
 		wg    sync.WaitGroup
 	)
-	for range flows {
+	for i := range flows {
 		wg.Go(func() {
-			r, err := echoFlow(ctx, from, server.LocalAddr().String(), packets)
+			r, err := echoFlow(ctx, from, server.LocalAddr().String(), packets, i%4 != 0)
 			mu.Lock()
 			defer mu.Unlock()
 			total.add(r)
@@ -70,22 +76,8 @@ func (r *EchoResult) add(o EchoResult) {
 	r.Corrupted += o.Corrupted
 }
 
-// reflect sends back what arrives until the socket is closed.
-func reflect(conn *net.UDPConn) {
-	buf := make([]byte, 1<<16)
-	for {
-		n, from, err := conn.ReadFromUDPAddrPort(buf)
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err == nil {
-			_, _ = conn.WriteToUDPAddrPort(buf[:n], from) // a packet that is lost is the sender's to notice
-		}
-	}
-}
-
 // echoFlow keeps up to window packets of one flow under way.
-func echoFlow(ctx context.Context, from *lab.Host, to string, packets int) (EchoResult, error) {
+func echoFlow(ctx context.Context, from *lab.Host, to string, packets int, supers bool) (EchoResult, error) {
 	var conn net.Conn
 	err := from.Run(func() (err error) {
 		conn, err = net.Dial("udp", to)
@@ -95,22 +87,19 @@ func echoFlow(ctx context.Context, from *lab.Host, to string, packets int) (Echo
 		return EchoResult{}, err
 	}
 	defer conn.Close()
-	f := flow{conn: conn, seen: make([]bool, packets), buf: make([]byte, 1<<16)}
-	for seq := range packets {
+	f := flow{
+		conn: ipv4.NewPacketConn(conn.(*net.UDPConn)), supers: supers, packets: packets,
+		seen: make([]uint64, packets/64+1), in: newMessages(messagesInCall),
+	}
+	for f.result.Sent < packets || f.answered < f.result.Sent {
 		if err := ctx.Err(); err != nil {
 			return f.result, err
 		}
-		if _, err := conn.Write(numbered(seq)); err != nil {
-			return f.result, err
-		}
-		f.result.Sent++
-		if f.result.Sent-f.answered >= window {
-			if err := f.receive(200 * time.Millisecond); err != nil {
+		if free := window - (f.result.Sent - f.answered); free >= window/2 && f.result.Sent < packets {
+			if err := f.send(min(free, packets-f.result.Sent)); err != nil {
 				return f.result, err
 			}
 		}
-	}
-	for f.answered < f.result.Sent {
 		if err := f.receive(200 * time.Millisecond); err != nil {
 			return f.result, err
 		}
@@ -119,20 +108,53 @@ func echoFlow(ctx context.Context, from *lab.Host, to string, packets int) (Echo
 }
 
 type flow struct {
-	conn     net.Conn
-	buf      []byte
-	seen     []bool
+	conn     *ipv4.PacketConn
+	supers   bool
+	packets  int
+	seen     []uint64 // a bit for each packet
 	last     int
 	answered int // packets that came back, or that are given up
 	result   EchoResult
+	in       []ipv4.Message
+	out      []ipv4.Message
+	data     []byte // what the messages of out hold
 }
 
-// receive takes one packet; when none comes for a while, what is under way is given up.
+// send sends the next packets, several in a message where they have one size.
+func (f *flow) send(packets int) error {
+	f.data, f.out = f.data[:0], f.out[:0]
+	for seq := f.result.Sent; seq < f.result.Sent+packets; {
+		from, run := len(f.data), 1
+		if f.supers {
+			run = runLength(seq, f.result.Sent+packets-seq)
+		}
+		for i := range run {
+			f.data = appendNumbered(f.data, seq+i)
+		}
+		m := ipv4.Message{Buffers: [][]byte{f.data[from:]}}
+		if run > 1 {
+			m.OOB = segmentsOf(sizeOf(seq))
+		}
+		f.out = append(f.out, m)
+		seq += run
+	}
+	for rest := f.out; len(rest) > 0; {
+		n, err := f.conn.WriteBatch(rest, 0)
+		if err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	f.result.Sent += packets
+	return nil
+}
+
+// receive takes the packets that are there, at least one; when none comes for a while, what is under way is given up.
 func (f *flow) receive(patience time.Duration) error {
 	if err := f.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
-	n, err := f.conn.Read(f.buf)
+	n, err := f.conn.ReadBatch(f.in, 0)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		f.answered = f.result.Sent
 		return nil
@@ -140,47 +162,72 @@ func (f *flow) receive(patience time.Duration) error {
 	if err != nil {
 		return err
 	}
-	f.answered++
-	f.result.Received++
-	seq, ok := readNumbered(f.buf[:n])
-	switch {
-	case !ok || seq >= len(f.seen):
-		f.result.Corrupted++
-	case f.seen[seq]:
-		f.result.Duplicated++
-	case len(f.buf[:n]) > largestFrame:
-		f.seen[seq] = true // fragments have no ports: they take another way, through any tunnel that spreads flows
-	default:
-		if seq < f.last {
-			f.result.Reordered++
-		}
-		f.last, f.seen[seq] = seq, true
+	for _, m := range f.in[:n] {
+		f.check(m.Buffers[0][:m.N])
 	}
 	return nil
+}
+
+func (f *flow) check(packet []byte) {
+	f.answered++
+	f.result.Received++
+	seq, ok := readNumbered(packet)
+	switch {
+	case !ok || seq >= f.packets:
+		f.result.Corrupted++
+		return
+	case f.seen[seq/64]&(1<<(seq%64)) != 0:
+		f.result.Duplicated++
+	case len(packet) > largestFrame: // fragments have no ports: they take another way, through any tunnel that spreads flows
+	case seq < f.last:
+		f.result.Reordered++
+	default:
+		f.last = seq
+	}
+	f.seen[seq/64] |= 1 << (seq % 64)
 }
 
 // largestFrame is the most bytes that are not fragmented.
 const largestFrame = 1316
 
+const (
+	sameSize = 37  // packets that follow each other with one size
+	rare     = 997 // one in so many is a large one
+)
+
 // sizeOf returns the size of packet seq, in bytes: runs of equal size, as senders make them and tunnels join them, of 16
 // bytes up to what one frame holds, and now and then a packet that must be fragmented, of up to 60,000.
 func sizeOf(seq int) int {
-	const run, rare = 37, 997
 	if seq%rare == rare-1 {
 		return 1400 + seq*7919%58_600
 	}
-	return 16 + seq/run*7919%1300
+	return 16 + seq/sameSize*7919%1300
 }
 
-// numbered returns packet seq: its number, filling that depends on it, and a checksum of both.
-func numbered(seq int) []byte {
-	b := make([]byte, sizeOf(seq))
-	binary.BigEndian.PutUint64(b, uint64(seq))
-	for i := 8; i < len(b)-4; i++ {
-		b[i] = byte(seq + i)
+// runLength returns how many packets from seq on, most at most, have its size and need no fragments.
+func runLength(seq, most int) int {
+	n := 1
+	for sizeOf(seq) <= largestFrame && n < most && sizeOf(seq+n) == sizeOf(seq) {
+		n++
 	}
-	binary.BigEndian.PutUint32(b[len(b)-4:], crc32.ChecksumIEEE(b[:len(b)-4]))
+	return n
+}
+
+// filling is all byte values in turn, as often as the largest packet needs from any of them on.
+var filling = bytes.Repeat(func() []byte {
+	b := make([]byte, 256)
+	for i := range b {
+		b[i] = byte(i)
+	}
 	return b
+}(), largestUDP/256+1)
+
+// appendNumbered appends packet seq: its number, filling that depends on it, and a checksum of both.
+func appendNumbered(b []byte, seq int) []byte {
+	begin, size := len(b), sizeOf(seq)
+	b = binary.BigEndian.AppendUint64(b, uint64(seq))
+	b = append(b, filling[seq%256:][:size-12]...)
+	return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b[begin:]))
 }
 
 func readNumbered(b []byte) (seq int, ok bool) {
