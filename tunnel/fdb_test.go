@@ -14,7 +14,7 @@ import (
 )
 
 // bridged is a tunnel in Ethernet mode between ends in memory, with peers hb (whose own MAC is known), hc and hd.
-func bridged(t *testing.T, cfg FDBConfig) *Tunnel {
+func bridged(t testing.TB, cfg FDBConfig) *Tunnel {
 	t.Helper()
 	ends := &still{}
 	ends.receivers = []Receiver{ends}

@@ -90,7 +90,7 @@ func (r *outerReceiver) datagram(frame []byte) Datagram {
 		d.SegmentSize = int(binary.NativeEndian.Uint16(frame[4:]))
 		d.Whole = gso&(virtioGSOTunnelIPv4|virtioGSOTunnelIPv6) != 0
 		if d.SegmentSize > 0 && !d.Whole {
-			d.Count = (len(payload) + d.SegmentSize - 1) / d.SegmentSize
+			d.Count = max(1, (len(payload)+d.SegmentSize-1)/d.SegmentSize)
 		}
 	}
 	switch {
@@ -104,7 +104,8 @@ func (r *outerReceiver) datagram(frame []byte) Datagram {
 }
 
 // martian reports whether a datagram cannot come from here: the kernel's IP drops it before any socket (net/ipv4/route.c,
-// ip_route_input_slow; net/ipv6/ip6_input.c, ip6_rcv_core).
+// ip_route_input_slow; net/ipv6/ip6_input.c, ip6_rcv_core). Of this host's addresses it knows the tunnel's only; the kernel refuses
+// all over IPv4.
 func (r *outerReceiver) martian(src netip.Addr) bool {
 	return src == r.local.Addr() || src.IsMulticast() || src.IsLoopback() || src.IsUnspecified() || src.Is4In6() || src == broadcast
 }

@@ -178,7 +178,7 @@ type Sender interface {
 // Receiver is one worker's way out of the underlay. One goroutine at a time may use it.
 type Receiver interface {
 	// Receive returns the datagrams that are there, without waiting. They are borrowed until the next Receive. Those of
-	// one outer flow always come from the same receiver.
+	// one outer flow always come from the same receiver, but for fragmented ones beside whole ones when there is an outer TAP device.
 	Receive() ([]Datagram, error)
 }
 

@@ -22,7 +22,7 @@ type receiver struct {
 	first   []int           // of each of joined: the first of packets in it
 	joiner  *encap.Coalescer
 	last    *lastDatagram
-	peek    encap.Headers // what carriesSuper looks at; here because it escapes through Codec
+	peek    encap.Headers // what carriesSuper looks at
 	batch   batchState
 }
 
@@ -63,9 +63,7 @@ func (x *receiver) turn() (haul, error) {
 	}
 	moved := haul{packets: len(batch)}
 	for i := range batch {
-		if batch[i].SegmentSize > 0 && !batch[i].Whole {
-			moved.bytes += len(batch[i].Data)
-		}
+		moved.bytes += len(batch[i].Data)
 	}
 	if writeErr := x.step(batch); err == nil {
 		err = writeErr
@@ -124,22 +122,14 @@ func (x *receiver) unpack(view View, d *Datagram) {
 }
 
 // carriesSuper tells a train from one datagram that carries a UDP super-packet: when a kernel vxlan peer on this machine
-// sends one, the size that comes with it is that of the packets within (net/ipv4/udp.c, udp_cmsg_recv). Then the first
-// so many bytes are the beginning of a packet that is as long as all of it.
+// sends one, the size that comes with it is that of the payloads within (net/ipv4/udp.c, udp_cmsg_recv). Then the packet that begins
+// in it is as long as all of it.
 func (x *receiver) carriesSuper(d *Datagram) bool {
-	h := &x.peek
-	if x.t.rules.Bridge { // the codec takes frames as they are
-		first := d.Data[min(encap.VXLANHeaderLen, d.SegmentSize):d.SegmentSize]
-		if encap.ParseFrame(first, h) != encap.PktTooSmall || encap.ParseFrame(d.Data[encap.VXLANHeaderLen:], h) != encap.None {
-			return false
-		}
-		return h.Proto == encap.ProtoUDP && h.Len > len(d.Data)-d.SegmentSize
-	}
-	if _, r := x.t.rules.Codec.Decap(d.Data[:d.SegmentSize], h); r != encap.PktTooSmall {
+	if len(d.Data) < encap.VXLANHeaderLen || !x.t.rules.Ethernet && !x.t.rules.Bridge {
 		return false
 	}
-	packet, r := x.t.rules.Codec.Decap(d.Data, h)
-	return r == encap.None && h.Proto == encap.ProtoUDP && len(packet) > len(d.Data)-d.SegmentSize
+	frame, h := d.Data[encap.VXLANHeaderLen:], &x.peek
+	return encap.ParseFrame(frame, h) == encap.None && h.Proto == encap.ProtoUDP && h.Len == len(frame)
 }
 
 // decapsulate takes the packet out of one datagram and lines it up for the device, consumes it, or drops it. When it is a
