@@ -147,22 +147,31 @@ func TestJoiningDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// Cutting a super-packet into a train allocates nothing either.
+// Cutting super-packets into trains allocates nothing either, once there was room for as many headers.
 func TestCuttingDoesNotAllocate(t *testing.T) {
-	tun, _, _ := loopForTest(t, 0, true)
-	x := tun.workers[0].transmit
-	batch := NewBatch()
-	n := testing.AllocsPerRun(100, func() {
-		batch.Reset()
-		putUDPv4(batch.Space()[Headroom:][:50_028], [4]byte{10, 99, 0, 1}, [4]byte{10, 99, 0, 2}, 7)
-		batch.Add(50_028, encap.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumField: 26, GSO: encap.GSOUDP, SegmentSize: 1000})
-		x.step(batch.Packets())
-	})
-	if n != 0 {
-		t.Errorf("%v allocations for a super-packet of 50", n)
-	}
-	if s := tun.Stats().Encap; s.Delivered != 101*50 || s.Received != 101*50 {
-		t.Errorf("counters %+v", s)
+	for _, c := range []struct{ supers, segments, payload int }{{1, 50, 1000}, {24, 128, 64}} {
+		tun, _, _ := loopForTest(t, 0, true)
+		x := tun.workers[0].transmit
+		batch := NewBatch()
+		cut := func() {
+			batch.Reset()
+			for range c.supers {
+				length := 28 + c.segments*c.payload
+				putUDPv4(batch.Space()[Headroom:][:length], [4]byte{10, 99, 0, 1}, [4]byte{10, 99, 0, 2}, 7)
+				batch.Add(length, encap.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumField: 26, GSO: encap.GSOUDP, SegmentSize: c.payload})
+			}
+			x.step(batch.Packets())
+		}
+		for range 5 {
+			cut()
+		}
+		if n := testing.AllocsPerRun(100, cut); n != 0 {
+			t.Errorf("%v allocations for %d super-packets of %d", n, c.supers, c.segments)
+		}
+		want := uint64(106 * c.supers * c.segments)
+		if s := tun.Stats().Encap; s.Delivered != want || s.Received != want {
+			t.Errorf("counters %+v, want %d packets", s, want)
+		}
 	}
 }
 

@@ -12,13 +12,12 @@ type cutter struct {
 	space    []byte // for headers
 	free     []byte // what is left of it
 	parts    [][]byte
-	bytes    int // of super-packets that were cut, since the worker's turn began
 
 	open  int // index of the train in the batch that may be continued, or none
 	start int // of its parts
 }
 
-// headerSpace is room for the headers of most batches; more is made when a batch needs it.
+// headerSpace is room for the headers of most batches; there is more once a batch needed it.
 const headerSpace = 64 << 10
 
 func newCutter() cutter {
@@ -31,7 +30,8 @@ func (c *cutter) reset() { c.free, c.parts, c.open = c.space, c.parts[:0], none 
 // header returns n bytes that stay valid until reset.
 func (c *cutter) header(n int) []byte {
 	if len(c.free) < n {
-		c.free = make([]byte, headerSpace)
+		c.space = make([]byte, 2*len(c.space)) // and so from the next batch on; what is used of the old one stays with those who have it
+		c.free = c.space
 	}
 	h := c.free[:n:n]
 	c.free = c.free[n:]
@@ -46,7 +46,6 @@ func (x *transmitter) cut(peer *routing.Peer, p *Packet) encap.Reason {
 	if !s.Reset(p.Data, &p.Headers, p.Offload) {
 		return encap.NotIP
 	}
-	x.cutter.bytes += len(p.Data)
 	d := x.t.datagram(&p.Headers, peer.Endpoint)
 	d.SegmentSize = len(outer) + s.HeaderLen() + p.Offload.SegmentSize
 	most := min(MaxTrain, maxTrainBytes/d.SegmentSize)

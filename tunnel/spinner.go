@@ -17,8 +17,7 @@ const (
 	crowdedFor = 10 * time.Millisecond
 	// sparse is how many packets there may be in rateWindow for looking to pay, a super-packet or a train counted as one.
 	// When there are more, a sleeping worker finds many at once when it wakes, and moves them together; a watchful one would
-	// move them one by one. Heavy is the same for super-packets that are cut or joined, in bytes: about a gigabit a second. Those that
-	// travel whole cost so little that looking still pays.
+	// move them one by one. Heavy is the same for super-packets and trains, in bytes: about a gigabit a second.
 	sparse     = 60
 	heavy      = 128 << 10
 	rateWindow = time.Millisecond
@@ -77,8 +76,7 @@ func newSpinner(s Scheduler) spinner {
 	return spinner{now: func() time.Duration { return time.Since(start) }, yield: s.Yield, patient: s.Patient, idle: s.Idle, credit: spinCredit, last: -briefFor, relief: relief{streamed: -2 * lull}}
 }
 
-// haul is what a turn moved one way: packets, a super-packet or a train counted as one, and the bytes of those that were cut or came
-// as a train.
+// haul is what a turn moved one way: packets, a super-packet or a train counted as one, and their bytes.
 type haul struct{ packets, bytes int }
 
 // dense reports whether so much in so many windows is a stream.

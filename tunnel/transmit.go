@@ -56,9 +56,12 @@ func (x *transmitter) turn() (haul, error) {
 	if len(x.batch.packets) == 0 {
 		return haul{}, err
 	}
-	x.cutter.bytes = 0
+	moved := haul{packets: len(x.batch.packets)}
+	for i := range x.batch.packets {
+		moved.bytes += len(x.batch.packets[i].Data)
+	}
 	x.step(x.batch.packets)
-	return haul{packets: len(x.batch.packets), bytes: x.cutter.bytes}, err
+	return moved, err
 }
 
 // step moves one batch: one load of the table, a verdict and a header for each packet, one send.
