@@ -45,6 +45,7 @@ type UDPConfig struct {
 
 	Shared *SharedPort // when not nil, others receive on the port, too
 	VNI    encap.VNI   // with Shared, or TunnelGSO
+	NIC    string      // with TunnelGSO: the device that datagrams leave through; empty when that is not known
 
 	Offloads  bool // send and receive trains, as far as the kernel knows them
 	TunnelGSO bool // send TCP super-packets whole, through an outer TAP device, and receive through it, when the kernel takes them; for VXLAN
@@ -121,7 +122,7 @@ func (u *UDP) openOuter() {
 			u.noOuter.disable("%v", err)
 			return
 		}
-		if d, err := UnderlayLink(u.cfg.Local); err == nil && prefersTrains(d.Name) {
+		if prefersTrains(u.cfg.NIC) {
 			u.outer.trains = &u.gso
 		}
 		u.receiveOuter()

@@ -246,10 +246,13 @@ func ReserveThreads(queues int) {
 }
 
 func (v *VTEP) udpConfig() tunnel.UDPConfig {
-	u := &v.Config.Underlay
+	u, nic := &v.Config.Underlay, v.Underlay.Name
+	if v.Underlay.Loopback {
+		nic = "" // no route says yet
+	}
 	return tunnel.UDPConfig{
 		Group: v.group(), Device: v.groupDevice, Reserved: v.options.Reserved,
-		Local: u.Local, Port: u.Port, Shared: v.options.Port, VNI: encap.VNI(u.VNI), Receivers: v.Config.Device.Queues,
+		Local: u.Local, Port: u.Port, Shared: v.options.Port, VNI: encap.VNI(u.VNI), NIC: nic, Receivers: v.Config.Device.Queues,
 		SourceLow: u.SourcePorts.Range.Low, SourceHigh: u.SourcePorts.Range.High, Buckets: u.SourcePorts.Buckets,
 		TTL: u.TTL.Value, TOS: u.TOS.Value, DF: dfPolicies[u.DF], NoChecksum: !u.Checksum,
 		NoChecksum6TX: u.ZeroChecksum6.TX, NoChecksum6RX: u.ZeroChecksum6.RX,
