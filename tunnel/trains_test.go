@@ -397,9 +397,11 @@ func TestVirtioHeader(t *testing.T) {
 	} {
 		for _, kind := range []encap.Kind{encap.KindIPv4, encap.KindIPv6} {
 			b := bytes.Repeat([]byte{0xff}, virtioHeaderLen)
-			putVirtio(b, o, kind, 60)
-			if got := readVirtio(b); got != o {
-				t.Errorf("%+v became %+v", o, got)
+			for _, headers := range []int{60, 0, 1, 65535} { // what the kernel says there is a hint, and may be anything
+				putVirtio(b, o, kind, headers)
+				if got := readVirtio(b); got != o {
+					t.Errorf("%+v became %+v", o, got)
+				}
 			}
 		}
 	}
