@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Dir is where sockets are.
@@ -66,6 +68,11 @@ func Listen(path string) (net.Listener, error) {
 		if err := os.MkdirAll(Dir, 0o755); err != nil {
 			return nil, fmt.Errorf("make directory of control socket: %w: choose a place that can be written with --socket", err)
 		}
+		unlock, err := lock()
+		if err != nil {
+			return nil, err
+		}
+		defer unlock()
 	}
 	if err := removeStale(path); err != nil {
 		return nil, err
@@ -79,8 +86,25 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
+// lock keeps other processes from taking a socket in Dir that is bound, and does not listen yet, for one that was left.
+func lock() (unlock func(), err error) {
+	d, err := os.Open(Dir)
+	if err != nil {
+		return nil, fmt.Errorf("lock directory of control sockets: %w", err)
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock directory of control sockets %s: %w", Dir, err), d.Close())
+	}
+	return func() { _ = d.Close() }, nil
+}
+
 // Sweep removes the sockets in Dir that killed processes left.
 func Sweep() {
+	unlock, err := lock()
+	if err != nil {
+		return
+	}
+	defer unlock()
 	paths, err := filepath.Glob(filepath.Join(Dir, "*@*.sock"))
 	if err != nil {
 		return
