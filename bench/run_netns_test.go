@@ -38,7 +38,7 @@ func (r *recorder) Sampled(*result.Sample, int, int, time.Duration) {
 
 func quickPlan(t *testing.T, specs ...string) Plan {
 	t.Helper()
-	p := Plan{Profiles: network.Profiles()[:1], Repeats: 2, Options: workload.Options{Duration: 100 * time.Millisecond, Generator: workload.Builtin}}
+	p := Plan{Profiles: network.Profiles()[:1], Repeats: 2, Options: workload.Options{Duration: 500 * time.Millisecond, Generator: workload.Builtin}}
 	for _, name := range []string{"tcp-1", "rr"} {
 		w, err := workload.Find(name)
 		if err != nil {

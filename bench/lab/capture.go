@@ -16,6 +16,7 @@ import (
 const (
 	snapshotLength = 1<<16 + 256
 	captureBuffer  = 16 << 20
+	captureQuiet   = 100 * time.Millisecond // what was sent just now is still on its way to the socket
 )
 
 // Capture writes every frame that a device of the host sends and receives to a pcap file, until the returned function
@@ -34,10 +35,10 @@ func (h *Host) Capture(device, file string) (stop func() error, err error) {
 		return nil, errors.Join(err, socket.Close(), f.Close())
 	}
 	done := make(chan error, 1)
-	go func() { done <- errors.Join(copyFrames(socket, w), f.Close()) }()
+	go func() { done <- copyFrames(socket, w, 0) }()
 	return func() error {
-		time.Sleep(100 * time.Millisecond) // what was sent just now is still on its way to the socket
-		return errors.Join(socket.Close(), <-done)
+		err := errors.Join(socket.SetReadDeadline(time.Now()), <-done)
+		return errors.Join(err, copyFrames(socket, w, captureQuiet), socket.Close(), f.Close())
 	}, nil
 }
 
@@ -70,12 +71,18 @@ func (h *Host) PacketSocket(device string) (*os.File, error) {
 	return socket, nil
 }
 
-func copyFrames(from *os.File, to *pcapgo.Writer) error {
+// copyFrames copies until the socket's read deadline; with quiet, until nothing came for so long.
+func copyFrames(from *os.File, to *pcapgo.Writer, quiet time.Duration) error {
 	buf := make([]byte, snapshotLength)
 	for {
+		if quiet > 0 {
+			if err := from.SetReadDeadline(time.Now().Add(quiet)); err != nil {
+				return err
+			}
+		}
 		n, err := from.Read(buf)
 		switch {
-		case errors.Is(err, os.ErrClosed):
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			return nil
 		case errors.Is(err, unix.ENETDOWN):
 			continue // told once, when the device goes down

@@ -31,7 +31,7 @@ func twoHosts(t *testing.T) Path {
 	return Path{From: l.Host("a"), To: l.Host("b"), Src: a.Addr(), Dst: b.Addr()}
 }
 
-var testPhases = []Phase{{Length: 50 * time.Millisecond}, {Length: 200 * time.Millisecond}}
+var testPhases = []Phase{{Length: 50 * time.Millisecond}, {Length: 500 * time.Millisecond}}
 
 // Every generator moves something over a bare link, and counts what it moved.
 func TestGenerators(t *testing.T) {

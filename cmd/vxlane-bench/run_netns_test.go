@@ -56,7 +56,7 @@ func invoke(t *testing.T, path string, args ...string) (code int, stdout, stderr
 	return cmd.ProcessState.ExitCode(), out.String(), errOut.String()
 }
 
-var short = []string{"--workload", "tcp-1", "--profile", "full", "--duration", "100ms", "--warmup", "0s"}
+var short = []string{"--workload", "tcp-1", "--profile", "full", "--duration", "500ms", "--warmup", "0s"}
 
 func TestRunReportCompare(t *testing.T) {
 	path, dir := program(t), filepath.Join(t.TempDir(), "a")

@@ -276,7 +276,6 @@ func TestMetricsAndSuspects(t *testing.T) {
 			c.etcd.put(c.b.key(), leaseAt("172.30.0.99"), 24*3600) // one that does not end would be renewed at once
 			c.a.awaitPeer("flannel0", c.b.subnet.Masked().String(), "172.30.0.99:8285")
 			_, _ = traffic.Ping(c.b.pod, c.a.podAddr(), 56, 100*time.Millisecond) // its answer is lost either way
-			text := c.a.get("http://127.0.0.1:9472/metrics")
 			want := []string{
 				`vxlane_flannel_info{backend="udp",dataplane="userspace"} 1`, "vxlane_flannel_leases 2", "vxlane_flannel_bad_leases 0", "vxlane_flannel_watching 1",
 				"vxlane_flannel_watch_failures_total 0", `vxlane_peer_info{endpoint="172.30.0.99:8285",peer="` + c.b.subnet.Masked().String() + `"} 1`,
@@ -288,6 +287,11 @@ func TestMetricsAndSuspects(t *testing.T) {
 				want, none = append(want, dropped+"0"), suspect+"0\n"
 			} else {
 				want, none = append(want, suspect+"0"), dropped+"0\n"
+			}
+			metrics := func() string { return c.a.get("http://127.0.0.1:9472/metrics") }
+			text := metrics()
+			for deadline := time.Now().Add(patience); strings.Contains(text, none) && time.Now().Before(deadline); text = metrics() {
+				time.Sleep(20 * time.Millisecond)
 			}
 			if strings.Contains(text, none) {
 				t.Errorf("%q in\n%s", none, text)

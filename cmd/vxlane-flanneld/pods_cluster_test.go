@@ -213,6 +213,9 @@ func TestRules(t *testing.T) {
 			c := newCluster(t, `{"Network": "10.10.0.0/16", "EnableNFTables": `+nft+`, "Backend": {"Type": "udp"}}`)
 			for _, n := range []*member{c.a, c.b} {
 				n.forward = true
+				if nft == "false" { // as Docker leaves a host
+					n.run("iptables", "--policy", "FORWARD", "DROP")
+				}
 				n.start("vxlane-flanneld", "--ip-masq")
 			}
 			own := c.a.subnet.Masked().String()

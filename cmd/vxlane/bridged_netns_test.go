@@ -101,8 +101,9 @@ func (n *bridges) forget() {
 
 const burst = 10 // frames
 
-// spread sends frames to dst from a machine, and returns how many of them arrive at each of the others named.
-func (n *bridges) spread(from string, src, dst net.HardwareAddr, tags []byte, at ...string) (counts []int) {
+// spread sends frames to dst from a machine, and returns how many of them arrive at each of the others named, when it has waited for
+// as many as are wanted there.
+func (n *bridges) spread(from string, src, dst net.HardwareAddr, tags []byte, want []int, at ...string) (counts []int) {
 	n.t.Helper()
 	var sockets []*os.File
 	for _, name := range at {
@@ -120,27 +121,19 @@ func (n *bridges) spread(from string, src, dst net.HardwareAddr, tags []byte, at
 		_, err := out.Write(slices.Concat(dst, src, tags, []byte{0x88, 0xb5}, marker))
 		must(n.t, err)
 	}
+	for i, s := range sockets {
+		counts = append(counts, countFrames(n.t, s, want[i], 0, marked(marker)))
+	}
 	quiet := 100 * time.Millisecond
-	for _, s := range sockets {
-		counts = append(counts, countMarked(n.t, s, marker, quiet))
+	for i, s := range sockets {
+		counts[i] += countFrames(n.t, s, 0, quiet, marked(marker))
 		quiet = 20 * time.Millisecond // what comes comes everywhere at once
 	}
 	return counts
 }
 
-// countMarked counts the frames with a marker that a socket gets, until there was none for a while.
-func countMarked(t *testing.T, s *os.File, marker []byte, quiet time.Duration) (n int) {
-	t.Helper()
-	for buf := make([]byte, 4096); ; {
-		must(t, s.SetReadDeadline(time.Now().Add(quiet)))
-		size, err := s.Read(buf)
-		if err != nil {
-			return n
-		}
-		if bytes.Contains(buf[:size], marker) {
-			n++
-		}
-	}
+func marked(marker []byte) func(frame []byte) bool {
+	return func(frame []byte) bool { return bytes.Contains(frame, marker) }
 }
 
 func mustMAC(t *testing.T, s string) net.HardwareAddr {
@@ -166,7 +159,7 @@ func TestBridgeFlooding(t *testing.T) {
 				must(t, err)
 				want := func(what string, dst net.HardwareAddr, counts ...int) {
 					t.Helper()
-					if got := n.spread("vm-a", src, dst, nil, "vm-a2", "vm-b", "vm-c"); !slices.Equal(got, counts) {
+					if got := n.spread("vm-a", src, dst, nil, counts, "vm-a2", "vm-b", "vm-c"); !slices.Equal(got, counts) {
 						t.Errorf("%s: at vm-a2, vm-b and vm-c arrive %v of %d frames, want %v", what, got, burst, counts)
 					}
 				}
@@ -196,7 +189,7 @@ func TestBridgeFlooding(t *testing.T) {
 
 				sighting := func(vm string) {
 					t.Helper()
-					n.spread(vm, m, mustMAC(t, "ff:ff:ff:ff:ff:ff"), nil)
+					n.spread(vm, m, mustMAC(t, "ff:ff:ff:ff:ff:ff"), nil, nil)
 				}
 				sighting("vm-b")
 				n.a.awaitEntry(m.String(), "b")
@@ -210,7 +203,7 @@ func TestBridgeFlooding(t *testing.T) {
 				sighting("vm-b")
 				n.a.awaitEntry(m.String(), "b")
 				for begin := time.Now(); time.Since(begin) < 4*time.Second; { // frames to a station are no sign of it
-					n.spread("vm-a", src, m, nil)
+					n.spread("vm-a", src, m, nil, nil)
 					time.Sleep(100 * time.Millisecond)
 				}
 				n.a.awaitEntry(m.String(), "")
@@ -218,7 +211,7 @@ func TestBridgeFlooding(t *testing.T) {
 				want("aged", m, all...)
 
 				// Head-end replication at b reaches c once: a does not send on what came from the underlay.
-				if got := n.spread("vm-b", m, mustMAC(t, "ff:ff:ff:ff:ff:ff"), nil, "vm-a", "vm-c"); !slices.Equal(got, []int{burst, burst}) {
+				if got := n.spread("vm-b", m, mustMAC(t, "ff:ff:ff:ff:ff:ff"), nil, all[:2], "vm-a", "vm-c"); !slices.Equal(got, all[:2]) {
 					t.Errorf("broadcast from vm-b: at vm-a and vm-c arrive %v", got)
 				}
 				n.a.balanced()
@@ -234,6 +227,7 @@ func TestFloodingPastAPeerThatIsNotThere(t *testing.T) {
 	n := newBridges(t, "kernel", false, "    fdb: {learning: true}\n")
 	src, err := n.vm["vm-a"].MAC("eth0")
 	must(t, err)
+	both := []int{burst, burst}
 	for _, order := range []string{"xbc", "bxc", "bcx"} {
 		for _, nobody := range []string{"198.51.100.1", "172.30.0.77"} { // without a route, without an answer
 			list := ""
@@ -243,7 +237,7 @@ func TestFloodingPastAPeerThatIsNotThere(t *testing.T) {
 			}
 			n.exec(n.pair.a, "vxlane", "peer", "apply", "-f", n.write("peers.yaml", list), "--socket", n.dir+"/a.sock")
 			before := n.a.stats().Encap
-			if got := n.spread("vm-a", src, mustMAC(t, "de:ad:be:ef:13:37"), nil, "vm-b", "vm-c"); !slices.Equal(got, []int{burst, burst}) {
+			if got := n.spread("vm-a", src, mustMAC(t, "de:ad:be:ef:13:37"), nil, both, "vm-b", "vm-c"); !slices.Equal(got, both) {
 				t.Errorf("order %s, %s: %v frames arrive", order, nobody, got)
 			}
 			n.a.balanced()
@@ -264,8 +258,8 @@ func TestStationsByVLAN(t *testing.T) {
 	src, err := n.vm["vm-a"].MAC("eth0")
 	must(t, err)
 	tag := func(vid uint16) []byte { return binary.BigEndian.AppendUint16([]byte{0x81, 0}, vid) }
-	n.spread("vm-b", m, mustMAC(t, "ff:ff:ff:ff:ff:ff"), tag(10))
-	n.spread("vm-c", m, mustMAC(t, "ff:ff:ff:ff:ff:ff"), tag(20))
+	n.spread("vm-b", m, mustMAC(t, "ff:ff:ff:ff:ff:ff"), tag(10), nil)
+	n.spread("vm-c", m, mustMAC(t, "ff:ff:ff:ff:ff:ff"), tag(20), nil)
 	n.a.awaitEntry(m.String()+" vlan 10", "b")
 	n.a.awaitEntry(m.String()+" vlan 20", "c")
 	n.forget()
@@ -276,14 +270,14 @@ func TestStationsByVLAN(t *testing.T) {
 		{tag(10), []int{burst, 0}}, {tag(20), []int{0, burst}}, {tag(30), []int{burst, burst}}, {nil, []int{burst, burst}},
 		{tag(0xe000 | 10), []int{burst, 0}}, {slices.Concat([]byte{0x88, 0xa8, 0, 10}, tag(20)), []int{burst, 0}},
 	} {
-		if got := n.spread("vm-a", src, m, c.tags, "vm-b", "vm-c"); !slices.Equal(got, c.want) {
+		if got := n.spread("vm-a", src, m, c.tags, c.want, "vm-b", "vm-c"); !slices.Equal(got, c.want) {
 			t.Errorf("tags %x: at vm-b and vm-c arrive %v, want %v", c.tags, got, c.want)
 		}
 	}
 	n.fdbCommand("add", m.String(), "--peer", "c", "--vlan", "30")
 	n.fdbCommand("del", m.String(), "--vlan", "10")
 	for vid, want := range map[uint16][]int{10: {burst, burst}, 20: {0, burst}, 30: {0, burst}} {
-		if got := n.spread("vm-a", src, m, tag(vid), "vm-b", "vm-c"); !slices.Equal(got, want) {
+		if got := n.spread("vm-a", src, m, tag(vid), want, "vm-b", "vm-c"); !slices.Equal(got, want) {
 			t.Errorf("VLAN %d: at vm-b and vm-c arrive %v, want %v", vid, got, want)
 		}
 	}
@@ -328,8 +322,9 @@ func TestBridgeSuppression(t *testing.T) {
 	_, _ = traffic.Ping(n.vm["vm-a"], netip.MustParseAddr("10.55.0.3"), 56, 200*time.Millisecond)
 	_, _ = traffic.Ping(n.vm["vm-a"], netip.MustParseAddr("fd55::3"), 56, 200*time.Millisecond)
 	for _, family := range []string{"-4", "-6"} {
-		if out := n.exec(n.vm["vm-a"], "ip", family, "neigh", "show"); !strings.Contains(out, mac.String()) {
-			t.Errorf("a machine that is down was not answered for: %s", out)
+		neighbours := func() string { return n.exec(n.vm["vm-a"], "ip", family, "neigh", "show") }
+		if !soon(func() bool { return strings.Contains(neighbours(), mac.String()) }) {
+			t.Errorf("a machine that is down was not answered for: %s", neighbours())
 		}
 	}
 	must(t, b.SetUp("eth0"))
@@ -340,7 +335,7 @@ func TestBridgeSuppression(t *testing.T) {
 	question := slices.Concat(mac, src, []byte{0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1}, src, []byte{10, 55, 0, 1}, make([]byte, 6), []byte{10, 55, 0, 3})
 	_, err = in.Write(question)
 	must(t, err)
-	if got := countMarked(t, in, slices.Concat([]byte{0, 2}, mac, []byte{10, 55, 0, 3}, src), 100*time.Millisecond); got != 1 {
+	if got := countFrames(t, in, 1, 100*time.Millisecond, marked(slices.Concat([]byte{0, 2}, mac, []byte{10, 55, 0, 3}, src))); got != 1 {
 		t.Errorf("a question to one station has %d answers", got)
 	}
 	n.a.stop()

@@ -12,6 +12,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
+	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/encap"
 )
 
@@ -83,8 +84,10 @@ func TestWrongDatagramsAreCounted(t *testing.T) {
 	p := newPair(t, wire{})
 	vtep := encap.MAC{2, 5: 1}
 	d := p.start(p.a, upArgs("--mac", vtep.String())...)
-	p.addKernelPeer()
-	p.pingAll(56)
+	must(t, p.b.Sysctl("net.ipv6.conf.default.disable_ipv6", "1")) // what a link-local address sends by itself would be counted too
+	p.addKernelPeer(func(v *lab.VXLAN) { v.Addresses = prefixes("10.99.0.2/24") })
+	p.ping(p.a, overlayB[0], 56)
+	p.ping(p.b, overlayA[0], 56)
 	in := newInjector(p, d, "172.30.0.2:40000")
 	good := vxlanDatagram(t, vtep, "10.99.0.2")
 	edit := func(at int, xor byte) []byte {
@@ -124,6 +127,8 @@ func TestWrongDatagramsAreCounted(t *testing.T) {
 	in.expect("an IP header of three words", "not_ip", edit(22, 0x06))
 	newInjector(p, d, "172.30.0.9:40000").expect("an unknown peer", "peer_unknown", good, good[:30], good)
 	in.expect("a good one after all that", "", good)
+	must(t, p.b.Sysctl("net.ipv6.conf.vxlan0.disable_ipv6", "0"))
+	must(t, p.b.AddAddresses("vxlan0", prefixes("fd99::2/64")...))
 	p.pingAll(56)
 	d.stop()
 }

@@ -176,19 +176,12 @@ func (p *pair) arping(h *lab.Host, device string, src net.HardwareAddr) {
 	time.Sleep(200 * time.Millisecond)
 }
 
-// arrived counts the frames of arping that a socket has.
-func arrived(t *testing.T, in *os.File) (n int) {
+// arrived counts the frames of arping that a socket has, where one is due.
+func arrived(t *testing.T, in *os.File) int {
 	t.Helper()
-	must(t, in.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
-	for buf := make([]byte, 4096); ; {
-		size, err := in.Read(buf)
-		if err != nil {
-			return n
-		}
-		if size > 14 && bytes.Equal(buf[12:14], arpingType) {
-			n++
-		}
-	}
+	return countFrames(t, in, 1, 100*time.Millisecond, func(frame []byte) bool {
+		return len(frame) > 14 && bytes.Equal(frame[12:14], arpingType)
+	})
 }
 
 // Two tunnels on one port that are in one group: each gets what has its VNI, once, whoever the other one listens to.

@@ -224,6 +224,16 @@ func kernelPeer() lab.VXLAN {
 	return lab.VXLAN{Device: "vxlan0", ID: 1, Remote: netip.MustParseAddr("172.30.0.1"), Port: 8472, Addresses: prefixes("10.99.0.2/24", "fd99::2/64")}
 }
 
+// up6Args is upArgs over IPv6, and overIPv6 makes kernelPeer its other side.
+func up6Args(more ...string) []string {
+	return append([]string{"--local", "fd30::1", "--address", "10.99.0.1/24", "--address", "fd99::1/64",
+		"--peer", "name=b,endpoint=fd30::2,allowed_ips=10.99.0.2/32,allowed_ips=fd99::2/128"}, more...)
+}
+
+func overIPv6(v *lab.VXLAN) {
+	v.Local, v.Remote, v.Link = netip.MustParseAddr("fd30::2"), netip.MustParseAddr("fd30::1"), "eth0"
+}
+
 func (p *pair) addKernelPeer(edit ...func(v *lab.VXLAN)) {
 	p.t.Helper()
 	v := kernelPeer()
@@ -263,6 +273,22 @@ func (p *pair) tcp(from, to *lab.Host, dst netip.Addr, duration time.Duration) t
 		p.t.Error(err)
 	}
 	return r
+}
+
+// transfer moves a mebibyte at least over one connection in the given time. A connection that was too short, as after a retransmission
+// timeout or two on a busy machine, is followed by one of twice the time; one that is stuck, or a path that crawls, is an error.
+func (p *pair) transfer(from, to *lab.Host, dst netip.Addr, duration time.Duration) traffic.Result {
+	p.t.Helper()
+	for deadline := time.Now().Add(patience / 4); ; duration *= 2 {
+		r, err := traffic.TCP(p.t.Context(), from, to, dst, duration)
+		if err == nil && r.Bytes >= 1<<20 {
+			return r
+		}
+		if err != nil || time.Now().After(deadline) {
+			p.t.Errorf("%s to %s: %d bytes in %v, %v", from.Name(), dst, r.Bytes, duration, err)
+			return r
+		}
+	}
 }
 
 // netstat returns counters of /proc/net/snmp and netstat in a host, such as Tcp.RetransSegs.
@@ -350,4 +376,34 @@ func (p *pair) dialUDP(h *lab.Host, local, remote netip.AddrPort, level, option,
 	}))
 	p.t.Cleanup(func() { _ = conn.Close() })
 	return conn
+}
+
+// soon waits until something holds, and reports whether it came to that.
+func soon(holds func() bool) bool {
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
+}
+
+// countFrames counts the frames of a kind that a socket gets: it waits for as many as are wanted, then until nothing came for a while.
+func countFrames(t *testing.T, s *os.File, want int, quiet time.Duration, ours func(frame []byte) bool) (n int) {
+	t.Helper()
+	latest := time.Now().Add(patience)
+	for buf := make([]byte, 4096); ; {
+		deadline := latest
+		if n >= want {
+			deadline = time.Now().Add(quiet)
+		}
+		must(t, s.SetReadDeadline(deadline))
+		size, err := s.Read(buf)
+		if err != nil {
+			return n
+		}
+		if ours(buf[:size]) {
+			n++
+		}
+	}
 }

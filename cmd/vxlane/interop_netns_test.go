@@ -13,11 +13,6 @@ import (
 
 // Everything that the kernel's vxlan device can be told and that changes what is on the wire, against vxlane.
 func TestInteropMatrix(t *testing.T) {
-	v6Peer := []string{"--local", "fd30::1", "--address", "10.99.0.1/24", "--address", "fd99::1/64",
-		"--peer", "name=b,endpoint=fd30::2,allowed_ips=10.99.0.2/32,allowed_ips=fd99::2/128"}
-	overV6 := func(v *lab.VXLAN) {
-		v.Local, v.Remote, v.Link = netip.MustParseAddr("fd30::2"), netip.MustParseAddr("fd30::1"), "eth0"
-	}
 	port4789 := func(v *lab.VXLAN) { v.Port = 4789 }
 	for _, c := range []struct {
 		name     string
@@ -29,8 +24,8 @@ func TestInteropMatrix(t *testing.T) {
 		{"defaults", upArgs(), func(*lab.VXLAN) {}, wire{}, 50},
 		{"without udpcsum", upArgs(), func(v *lab.VXLAN) { v.NoChecksum = true }, wire{}, 50},
 		{"port 4789", upArgs("--port", "4789"), port4789, wire{}, 50},
-		{"over IPv6", v6Peer, overV6, wire{}, 70},
-		{"over IPv6, noudp6zerocsumrx, port 4789", append(v6Peer, "--port", "4789"), func(v *lab.VXLAN) { overV6(v); port4789(v) }, wire{}, 70},
+		{"over IPv6", up6Args(), overIPv6, wire{}, 70},
+		{"over IPv6, noudp6zerocsumrx, port 4789", up6Args("--port", "4789"), func(v *lab.VXLAN) { overIPv6(v); port4789(v) }, wire{}, 70},
 		{"VNI 16777215", upArgs("--vni", "16777215"), func(v *lab.VXLAN) { v.ID = 16777215 }, wire{}, 50},
 		{"underlay MTU 9000", upArgs(), func(*lab.VXLAN) {}, wire{MTU: 9000}, 50},
 		{"wire without offloads", upArgs(), func(*lab.VXLAN) {}, wire{Offloads: noOffloads}, 50},

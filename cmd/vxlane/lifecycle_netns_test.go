@@ -152,6 +152,14 @@ func routesOf(t *testing.T, h *lab.Host, device string) (out []string) {
 	return out
 }
 
+// awaitRoutes waits until the device in a host has exactly these routes.
+func (d *running) awaitRoutes(h *lab.Host, what string, want ...string) {
+	d.t.Helper()
+	if !soon(func() bool { return slices.Equal(routesOf(d.t, h, "vxlane0"), want) }) {
+		d.t.Fatalf("%s: routes %v, want %v\n%s", what, routesOf(d.t, h, "vxlane0"), want, d.output())
+	}
+}
+
 func TestRoutesFollowThePeers(t *testing.T) {
 	p := newPair(t, wire{})
 	path := p.config(threePeers)
@@ -160,29 +168,21 @@ func TestRoutesFollowThePeers(t *testing.T) {
 	if got := routesOf(t, p.a, "vxlane0"); !slices.Equal(got, want) {
 		t.Errorf("routes %v, want %v", got, want)
 	}
-	await := func(what string, want ...string) {
-		t.Helper()
-		for deadline := time.Now().Add(patience); !slices.Equal(routesOf(t, p.a, "vxlane0"), want); time.Sleep(10 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: routes %v, want %v\n%s", what, routesOf(t, p.a, "vxlane0"), want, d.output())
-			}
-		}
-	}
 	one := strings.Split(threePeers, "      - {name: c")[0]
 	p.config(one)
-	await("the file changed", "10.244.2.0/24", "10.99.0.2/32", "fd02::/64", "fd99::2/128")
+	d.awaitRoutes(p.a, "the file changed", "10.244.2.0/24", "10.99.0.2/32", "fd02::/64", "fd99::2/128")
 
 	p.config(strings.Replace(one, "10.244.2.0/24", "10.244.9.0/24", 1))
 	if err := d.cmd.Signal(unix.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	await("SIGHUP", "10.244.9.0/24", "10.99.0.2/32", "fd02::/64", "fd99::2/128")
+	d.awaitRoutes(p.a, "SIGHUP", "10.244.9.0/24", "10.99.0.2/32", "fd02::/64", "fd99::2/128")
 
 	p.config("version: [")
 	if _, err := d.client.Reload(context.Background()); err == nil || !strings.Contains(err.Error(), path+":1:") {
 		t.Errorf("a bad file: %v", err)
 	}
-	await("a bad file", "10.244.9.0/24", "10.99.0.2/32", "fd02::/64", "fd99::2/128")
+	d.awaitRoutes(p.a, "a bad file", "10.244.9.0/24", "10.99.0.2/32", "fd02::/64", "fd99::2/128")
 	if s, err := d.client.Status(context.Background()); err != nil || len(s.Degraded) != 1 || s.Config.OK {
 		t.Errorf("status after a bad file: %+v, %v", s, err)
 	}
@@ -191,11 +191,11 @@ func TestRoutesFollowThePeers(t *testing.T) {
 	if err != nil || change.Result != "1 peer changed" {
 		t.Errorf("apply: %+v, %v", change, err)
 	}
-	await("peer apply", "10.99.0.2/32")
+	d.awaitRoutes(p.a, "peer apply", "10.99.0.2/32")
 	if _, err := d.client.Apply(context.Background(), "test", []byte("[]")); err != nil {
 		t.Error(err)
 	}
-	await("an empty set")
+	d.awaitRoutes(p.a, "an empty set")
 	d.stop()
 }
 
@@ -339,9 +339,7 @@ func TestDeviceDownAndUp(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if got, want := routesOf(t, p.a, "vxlane0"), []string{"10.99.0.2/32", "fd99::2/128"}; !slices.Equal(got, want) {
-		t.Errorf("routes %v, want %v", got, want)
-	}
+	d.awaitRoutes(p.a, "up again", "10.99.0.2/32", "fd99::2/128")
 	d.stop()
 }
 

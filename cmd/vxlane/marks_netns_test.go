@@ -299,27 +299,29 @@ tunnels:
 					_, err := out.Write(outer)
 					must(t, err)
 				}
-				must(t, in.SetReadDeadline(time.Now().Add(500*time.Millisecond)))
-				for buf := make([]byte, 4096); ; {
-					n, err := in.Read(buf)
-					if err != nil {
-						break
-					}
+				countFrames(t, in, len(c.taken), 100*time.Millisecond, func(packet []byte) bool {
 					var h encap.Headers
-					if encap.ParseIP(buf[:n], &h) == encap.None && ports[h.DstPort] != "" {
-						got[ports[h.DstPort]] = true
+					if encap.ParseIP(packet, &h) != encap.None || ports[h.DstPort] == "" {
+						return false
 					}
-				}
+					got[ports[h.DstPort]] = true
+					return true
+				})
 				for _, sum := range ports {
 					if got[sum] != c.taken[sum] {
 						t.Errorf("checksum %s: delivered %v, want %v", sum, got[sum], c.taken[sum])
 					}
 				}
-				received, dropped := len(c.taken), 0
+				received, dropped := uint64(len(c.taken)), uint64(0)
 				if tier == "tunnel-gso" {
-					received, dropped = 3, 3-len(c.taken)
+					received, dropped = 3, 3-received
 				}
-				if s := d.stats().Decap; s.Received != uint64(received) || s.Reasons["udp_csum"] != uint64(dropped) {
+				counted := func() bool {
+					s := d.stats().Decap
+					return s.Received == received && s.Reasons["udp_csum"] == dropped
+				}
+				if !soon(counted) {
+					s := d.stats().Decap
 					t.Errorf("%d datagrams were received, want %d; drops %v, want %d", s.Received, received, s.Reasons, dropped)
 				}
 				d.stop()

@@ -34,12 +34,8 @@ func TestNarrowUnderlay(t *testing.T) {
 			d := p.start(p.a, "--local", local, "--address", "10.99.0.1/24", "--address", "fd99::1/64", "--peer", "endpoint="+remote+",allowed_ips=10.99.0.2,allowed_ips=fd99::2")
 			p.pingAll(56)
 			for i := range overlayA {
-				if out := p.tcp(p.a, p.b, overlayB[i], 400*time.Millisecond); out.Bytes < 1<<20 {
-					t.Errorf("a to b: %d bytes in 0.4 s", out.Bytes)
-				}
-				if in := p.tcp(p.b, p.a, overlayA[i], 400*time.Millisecond); in.Bytes < 1<<20 {
-					t.Errorf("b to a: %d bytes in 0.4 s", in.Bytes)
-				}
+				p.transfer(p.a, p.b, overlayB[i], 400*time.Millisecond)
+				p.transfer(p.b, p.a, overlayA[i], 400*time.Millisecond)
 			}
 			d.stop()
 		})
@@ -62,9 +58,7 @@ tunnels:
 `, mode, local, remote)))
 				p.pingAll(56)
 				for i := range overlayA {
-					if out := p.tcp(p.a, p.b, overlayB[i], 400*time.Millisecond); out.Bytes < 1<<20 {
-						t.Errorf("a to b: %d bytes in 0.4 s", out.Bytes)
-					}
+					p.transfer(p.a, p.b, overlayB[i], 400*time.Millisecond)
 				}
 				want := 1400 - 50
 				if v6 {
@@ -153,9 +147,7 @@ tunnels:
 			for _, from := range []*lab.Host{vm, p.a} {
 				for _, to := range overlayB {
 					p.ping(from, to, 56)
-					if out := p.tcp(from, p.b, to, 400*time.Millisecond); out.Bytes < 1<<20 {
-						t.Errorf("%s to %s: %d bytes in 0.4 s", from.Name(), to, out.Bytes)
-					}
+					p.transfer(from, p.b, to, 400*time.Millisecond)
 					if out := p.exec(from, "ip", "route", "get", to.String()); !strings.Contains(out, fmt.Sprintf(" mtu %d", want)) {
 						t.Errorf("the route of %s to %s is %s; want mtu %d", from.Name(), to, out, want)
 					}
@@ -240,36 +232,45 @@ func udpSuperPackets(t *testing.T, mode string) {
 	p.addKernelPeer()
 	p.pingAll(56)
 	for i, network := range []string{"udp4", "udp6"} {
-		const size, count = 1000, 40
-		var server *net.UDPConn
-		err := p.a.Run(func() (err error) {
-			server, err = net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(overlayA[i], 0)))
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		payload := make([]byte, size*count)
-		for j := range payload {
-			payload[j] = byte(j / size)
-		}
-		conn := p.dialUDP(p.b, netip.AddrPortFrom(overlayB[i], 0), server.LocalAddr().(*net.UDPAddr).AddrPort(), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size)
-		_, err = conn.Write(payload)
-		must(t, err)
-		buf := make([]byte, 1<<16)
-		for j := range count {
-			_ = server.SetReadDeadline(time.Now().Add(patience))
-			n, err := server.Read(buf)
-			if err != nil {
-				t.Fatalf("%s: datagram %d: %v", network, j, err)
-			}
-			if want := payload[j*size : (j+1)*size]; !bytes.Equal(buf[:n], want) {
-				t.Errorf("%s: datagram %d has %d bytes, the first is %d", network, j, n, buf[0])
-			}
-		}
-		if err := server.Close(); err != nil {
-			t.Error(err)
+		for _, size := range []int{1000, 22, 1} {
+			p.superPacket(network, overlayB[i], overlayA[i], size)
 		}
 	}
 	d.stop()
+}
+
+// superPacket sends 40 datagrams as one super-packet from host b to a.
+func (p *pair) superPacket(network string, from, to netip.Addr, size int) {
+	t := p.t
+	t.Helper()
+	const count = 40
+	var server *net.UDPConn
+	err := p.a.Run(func() (err error) {
+		server, err = net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 0)))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := make([]byte, size*count)
+	for j := range payload {
+		payload[j] = byte(j / size)
+	}
+	conn := p.dialUDP(p.b, netip.AddrPortFrom(from, 0), server.LocalAddr().(*net.UDPAddr).AddrPort(), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size)
+	_, err = conn.Write(payload)
+	must(t, err)
+	buf := make([]byte, 1<<16)
+	for j := range count {
+		_ = server.SetReadDeadline(time.Now().Add(patience))
+		n, err := server.Read(buf)
+		if err != nil {
+			t.Fatalf("%s: datagram %d: %v", network, j, err)
+		}
+		if want := payload[j*size : (j+1)*size]; !bytes.Equal(buf[:n], want) {
+			t.Errorf("%s: datagram %d has %d bytes, the first is %d", network, j, n, buf[0])
+		}
+	}
+	if err := server.Close(); err != nil {
+		t.Error(err)
+	}
 }
