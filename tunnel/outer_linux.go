@@ -265,7 +265,7 @@ func (o *outerTAP) works() bool {
 func (o *outerTAP) describe() []string {
 	changes := []string{fmt.Sprintf("device %s (outer TAP) with forwarding on for it alone and a BPF program at its ingress; gone at exit", o.name)}
 	if o.receiving() {
-		changes = append(changes, fmt.Sprintf("BPF program at the ingress of %s: this tunnel's datagrams that come in there go to %s, and netfilter's hooks do not see them; gone at exit", o.underlay.Name, o.name))
+		changes = append(changes, fmt.Sprintf("BPF program at the ingress of %s: this tunnel's datagrams that come in there go to %s, and neither netfilter's hooks nor tc's there see them; gone at exit", o.underlay.Name, o.name))
 	}
 	return changes
 }
