@@ -47,12 +47,19 @@ func reflect(conn *ipv4.PacketConn) {
 }
 
 // takeSupers makes a socket take super-packets whole (UDP_GRO, udp(7)).
-func takeSupers(c *net.UDPConn) error {
+func takeSupers(c *net.UDPConn) error { return setOption(c, unix.IPPROTO_UDP, unix.UDP_GRO, 1) }
+
+// makeRoom gives a socket a larger queue than net.core.rmem_max allows.
+func makeRoom(c *net.UDPConn) error {
+	return setOption(c, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketBuffer)
+}
+
+func setOption(c *net.UDPConn, level, option, value int) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
-	unused := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1) })
+	unused := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, value) })
 	return errors.Join(unused, err)
 }
 

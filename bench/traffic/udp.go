@@ -27,7 +27,7 @@ type EchoResult struct {
 const (
 	window         = 64 // packets of a flow under way at most; a queue on the way hardly ever drops so few
 	messagesInCall = 64
-	serverBuffer   = 4 << 20 // bytes
+	socketBuffer   = 4 << 20 // bytes: room for all flows' windows at once, as the kernel counts
 	largestUDP     = 1 << 16 // bytes
 )
 
@@ -41,7 +41,7 @@ func Echo(ctx context.Context, from, to *lab.Host, dst netip.Addr, flows, packet
 		if err != nil {
 			return err
 		}
-		return errors.Join(server.SetReadBuffer(serverBuffer), takeSupers(server)) // room for all flows' windows at once
+		return errors.Join(makeRoom(server), takeSupers(server))
 	})
 	if err != nil {
 		return EchoResult{}, fmt.Errorf("echo at %s: %w", dst, err)
@@ -87,8 +87,12 @@ func echoFlow(ctx context.Context, from *lab.Host, to string, packets int, super
 		return EchoResult{}, err
 	}
 	defer conn.Close()
+	socket := conn.(*net.UDPConn)
+	if err := makeRoom(socket); err != nil {
+		return EchoResult{}, err
+	}
 	f := flow{
-		conn: ipv4.NewPacketConn(conn.(*net.UDPConn)), supers: supers, packets: packets,
+		conn: ipv4.NewPacketConn(socket), supers: supers, packets: packets,
 		seen: make([]uint64, packets/64+1), in: newMessages(messagesInCall),
 	}
 	for f.result.Sent < packets || f.answered < f.result.Sent {
