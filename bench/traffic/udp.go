@@ -25,7 +25,10 @@ type EchoResult struct {
 }
 
 const (
-	window         = 64 // packets of a flow under way at most; a queue on the way hardly ever drops so few
+	// Gently is a window for ways with small queues: the socket of flannel's own proxy has room for some ninety packets, and a large
+	// one is forty of them. Briskly fills every queue there is, and hardly ever overflows one.
+	Gently, Briskly = 8, 64
+
 	messagesInCall = 64
 	socketBuffer   = 4 << 20 // bytes: room for all flows' windows at once, as the kernel counts
 	largestUDP     = 1 << 16 // bytes
@@ -33,8 +36,9 @@ const (
 
 // Echo sends numbered UDP packets of mixed sizes in several flows from one host to an address of another, which sends
 // them back, and checks what returns: order within each flow, checksum, and that nothing comes twice. Three of
-// four flows hand runs of equal size to the kernel as one super-packet (UDP_SEGMENT, udp(7)).
-func Echo(ctx context.Context, from, to *lab.Host, dst netip.Addr, flows, packets int) (EchoResult, error) {
+// four flows hand runs of equal size to the kernel as one super-packet (UDP_SEGMENT, udp(7)). Of each flow, window packets
+// are under way at most: Gently or Briskly.
+func Echo(ctx context.Context, from, to *lab.Host, dst netip.Addr, flows, packets, window int) (EchoResult, error) {
 	var server *net.UDPConn
 	err := to.Run(func() (err error) {
 		server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(dst, 0)))
@@ -57,7 +61,7 @@ func Echo(ctx context.Context, from, to *lab.Host, dst netip.Addr, flows, packet
 	)
 	for i := range flows {
 		wg.Go(func() {
-			r, err := echoFlow(ctx, from, server.LocalAddr().String(), packets, i%4 != 0)
+			r, err := echoFlow(ctx, from, server.LocalAddr().String(), packets, window, i%4 != 0)
 			mu.Lock()
 			defer mu.Unlock()
 			total.add(r)
@@ -77,7 +81,7 @@ func (r *EchoResult) add(o EchoResult) {
 }
 
 // echoFlow keeps up to window packets of one flow under way.
-func echoFlow(ctx context.Context, from *lab.Host, to string, packets int, supers bool) (EchoResult, error) {
+func echoFlow(ctx context.Context, from *lab.Host, to string, packets, window int, supers bool) (EchoResult, error) {
 	var conn net.Conn
 	err := from.Run(func() (err error) {
 		conn, err = net.Dial("udp", to)

@@ -273,7 +273,7 @@ func (c *cluster) datagrams(n *member) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	r, err := traffic.Echo(ctx, n.pod, other.pod, other.podAddr(), 2, 500)
+	r, err := traffic.Echo(ctx, n.pod, other.pod, other.podAddr(), 2, 500, traffic.Gently)
 	if err != nil || r.Received != r.Sent || r.Corrupted+r.Duplicated+r.Reordered != 0 {
 		c.t.Errorf("UDP between pods: %+v, %v\n%s", r, err, c.logs())
 	}

@@ -124,7 +124,7 @@ func TestScale(t *testing.T) {
 			began = time.Now()
 			ctx, cancel := context.WithTimeout(context.Background(), 4*patience)
 			defer cancel()
-			r, err := traffic.Echo(ctx, c.a.pod, c.b.pod, c.b.podAddr(), 4, 150_000)
+			r, err := traffic.Echo(ctx, c.a.pod, c.b.pod, c.b.podAddr(), 4, 150_000, traffic.Briskly)
 			took := time.Since(began)
 			stop()
 			count := <-changed

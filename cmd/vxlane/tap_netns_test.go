@@ -75,7 +75,7 @@ func TestTAPAgainstTheKernel(t *testing.T) {
 					p.tcp(p.a, p.b, overlayB[i], 200*time.Millisecond)
 					p.tcp(p.b, p.a, overlayA[i], 200*time.Millisecond)
 				}
-				r, err := traffic.Echo(t.Context(), p.a, p.b, overlayB[0], 4, 500)
+				r, err := traffic.Echo(t.Context(), p.a, p.b, overlayB[0], 4, 500, traffic.Gently)
 				if err != nil || r.Received != r.Sent || r.Reordered+r.Duplicated+r.Corrupted != 0 {
 					t.Errorf("UDP: %+v, %v", r, err)
 				}

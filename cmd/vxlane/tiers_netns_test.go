@@ -91,7 +91,7 @@ func (p *pair) echo(flows, packets int) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	r, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], flows, packets)
+	r, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], flows, packets, traffic.Briskly)
 	if err != nil || r.Reordered != 0 || r.Duplicated != 0 || r.Corrupted != 0 || r.Received < r.Sent*99/100 {
 		p.t.Errorf("%+v, %v", r, err)
 	}
@@ -234,7 +234,7 @@ tunnels:
 			p.ping(p.a, overlayB[0], 56)
 			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
-			r, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], flows, packets)
+			r, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], flows, packets, traffic.Briskly)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -250,7 +250,7 @@ tunnels:
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	r, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], 16, 4000)
+	r, err := traffic.Echo(ctx, p.a, p.b, overlayB[0], 16, 4000, traffic.Briskly)
 	if err != nil {
 		t.Fatal(err)
 	}
