@@ -296,3 +296,38 @@ func (o *outerTAP) close() (err error) {
 	})
 	return err
 }
+
+// openOuter opens the outer TAP device, when it is asked for.
+func (u *UDP) openOuter() {
+	var err error
+	switch {
+	case !u.cfg.TunnelGSO:
+		u.noOuter.disable("only when asked for (tier: tunnel-gso): it makes a device and needs CAP_BPF")
+	case u.cfg.Local.IsLoopback():
+		u.noOuter.disable("%s is a loopback address: there is no device to segment for", u.cfg.Local)
+	default:
+		if u.outer, err = openOuter(u.cfg.Local, u.cfg.Receivers, u.cfg.Log); err != nil {
+			u.noOuter.disable("%v", err)
+			return
+		}
+		if prefersTrains(u.cfg.NIC) {
+			u.outer.trains = &u.gso
+		}
+		u.receiveOuter()
+	}
+}
+
+// receiveOuter makes each worker receive from its queue of the outer TAP device, besides its socket.
+func (u *UDP) receiveOuter() {
+	rule := ingressRule{local: u.cfg.Local, port: u.cfg.Port, vni: u.cfg.VNI}
+	for i, queue := range u.outer.queues {
+		r, err := newOuterReceiver(u.outer, queue, rule, u.cfg.NoChecksum6RX)
+		if err != nil {
+			u.outer.receives.disable("%v", err)
+			return
+		}
+		u.outerSources = append(u.outerSources, r)
+		u.receivers[i] = inTurn(r, u.receivers[i])
+	}
+	u.outer.receive(rule)
+}

@@ -17,7 +17,7 @@ const (
 	crowdedFor = 10 * time.Millisecond
 	// sparse is how many packets there may be in rateWindow for looking to pay, a super-packet or a train counted as one.
 	// When there are more, a sleeping worker finds many at once when it wakes, and moves them together; a watchful one would
-	// move them one by one. Heavy is the same for super-packets and trains, in bytes: about a gigabit a second.
+	// move them one by one. Heavy is the same in bytes, which super-packets have many of: about a gigabit a second.
 	sparse     = 60
 	heavy      = 128 << 10
 	rateWindow = time.Millisecond

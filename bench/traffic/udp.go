@@ -25,9 +25,9 @@ type EchoResult struct {
 }
 
 const (
-	// Gently is a window for ways with small queues: the socket of flannel's own proxy has room for some ninety packets, and a large
-	// one is forty of them. Briskly fills every queue there is, and hardly ever overflows one.
-	Gently, Briskly = 8, 64
+	// Gently is a window for ways with small queues: the socket of flannel's own proxy has room for some ninety packets, of all flows.
+	// Briskly fills every queue there is, and hardly ever overflows one.
+	Gently, Briskly = 32, 64
 
 	messagesInCall = 64
 	socketBuffer   = 4 << 20 // bytes: room for all flows' windows at once, as the kernel counts

@@ -74,7 +74,10 @@ func TestBlackHoleOnThePath(t *testing.T) {
 				for _, to := range overlayB {
 					p.ping(p.a, to, 1200)
 					begin := time.Now()
-					r := p.transfer(p.a, p.b, to, 1500*time.Millisecond)
+					r, err := traffic.TCP(t.Context(), p.a, p.b, to, 1500*time.Millisecond)
+					if err != nil || r.Bytes < 1<<20 {
+						t.Errorf("%s: %d bytes, %v", to, r.Bytes, err)
+					}
 					t.Logf("%s: %.0f Mbit/s, %v in all", to, r.BitsPerSecond()/1e6, time.Since(begin))
 				}
 				d.awaitStatus("black hole to b: of more than 1")

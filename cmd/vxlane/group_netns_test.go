@@ -191,22 +191,20 @@ func TestGroupOnASharedPort(t *testing.T) {
 	far := []*lab.Host{third, p.b}
 	checks := []string{"outer: true", "outer: false"}
 	peers := []string{"[{name: c, endpoint: 172.30.0.3}]", "[]"}
-	for i, h := range far {
+	for i := range far {
 		n := i + 1
 		text += fmt.Sprintf("  - device: {name: vx%d, mode: tap, addresses: [10.%d.0.1/24]}\n    underlay: {local: 172.30.0.1, vni: %d, source_check: {%s}}\n    fdb: {learning: true, group: 239.1.1.1}\n    peers: %s\n", n, n, n*10, checks[i], peers[i])
+	}
+	all := p.startMany(p.a, text, "vx1", "vx2")
+	for i, h := range far { // not before: what a new device says to the group would find one tunnel without the other
+		n := i + 1
 		must(t, h.AddVXLAN(lab.VXLAN{Device: fmt.Sprintf("vx%d", n), ID: n * 10, Remote: netip.MustParseAddr("239.1.1.1"), Link: "eth0", Port: 8472,
 			Addresses: prefixes(fmt.Sprintf("10.%d.0.2/24", n))}))
 	}
-	all := p.startMany(p.a, text, "vx1", "vx2")
 	for i, h := range far {
 		p.ping(h, netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", i+1)), 1400)
 		p.ping(p.a, netip.MustParseAddr(fmt.Sprintf("10.%d.0.2", i+1)), 1400)
 	}
-	strangers := func(device string) uint64 {
-		s := all[device].stats()
-		return s.Decap.Reasons["vxlan_vni_not_found"] + s.Decap.Reasons["peer_unknown"]
-	}
-	before := map[string]uint64{"vx1": strangers("vx1"), "vx2": strangers("vx2")} // what came while only one of them was there
 	for i, h := range far {
 		device := fmt.Sprintf("vx%d", i+1)
 		mac, err := h.MAC(device)
@@ -218,8 +216,8 @@ func TestGroupOnASharedPort(t *testing.T) {
 			t.Errorf("%s: a broadcast frame was delivered %d times", device, times)
 		}
 		must(t, in.Close())
-		if strangers(device) != before[device] {
-			t.Errorf("%s: drops %v", device, all[device].stats().Decap.Reasons)
+		if s := all[device].stats(); s.Decap.Reasons["vxlan_vni_not_found"]+s.Decap.Reasons["peer_unknown"] != 0 {
+			t.Errorf("%s: drops %v", device, s.Decap.Reasons)
 		}
 		all[device].balanced()
 	}

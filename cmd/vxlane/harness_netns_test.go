@@ -275,22 +275,6 @@ func (p *pair) tcp(from, to *lab.Host, dst netip.Addr, duration time.Duration) t
 	return r
 }
 
-// transfer moves a mebibyte at least over one connection in the given time. A connection that was too short, as after a retransmission
-// timeout or two on a busy machine, is followed by one of twice the time; one that is stuck, or a path that crawls, is an error.
-func (p *pair) transfer(from, to *lab.Host, dst netip.Addr, duration time.Duration) traffic.Result {
-	p.t.Helper()
-	for deadline := time.Now().Add(patience / 4); ; duration *= 2 {
-		r, err := traffic.TCP(p.t.Context(), from, to, dst, duration)
-		if err == nil && r.Bytes >= 1<<20 {
-			return r
-		}
-		if err != nil || time.Now().After(deadline) {
-			p.t.Errorf("%s to %s: %d bytes in %v, %v", from.Name(), dst, r.Bytes, duration, err)
-			return r
-		}
-	}
-}
-
 // netstat returns counters of /proc/net/snmp and netstat in a host, such as Tcp.RetransSegs.
 func (p *pair) netstat(h *lab.Host) map[string]int64 {
 	p.t.Helper()

@@ -34,8 +34,12 @@ func TestNarrowUnderlay(t *testing.T) {
 			d := p.start(p.a, "--local", local, "--address", "10.99.0.1/24", "--address", "fd99::1/64", "--peer", "endpoint="+remote+",allowed_ips=10.99.0.2,allowed_ips=fd99::2")
 			p.pingAll(56)
 			for i := range overlayA {
-				p.transfer(p.a, p.b, overlayB[i], 400*time.Millisecond)
-				p.transfer(p.b, p.a, overlayA[i], 400*time.Millisecond)
+				if out := p.tcp(p.a, p.b, overlayB[i], 400*time.Millisecond); out.Bytes < 1<<20 {
+					t.Errorf("a to b: %d bytes in 0.4 s", out.Bytes)
+				}
+				if in := p.tcp(p.b, p.a, overlayA[i], 400*time.Millisecond); in.Bytes < 1<<20 {
+					t.Errorf("b to a: %d bytes in 0.4 s", in.Bytes)
+				}
 			}
 			d.stop()
 		})
@@ -58,7 +62,9 @@ tunnels:
 `, mode, local, remote)))
 				p.pingAll(56)
 				for i := range overlayA {
-					p.transfer(p.a, p.b, overlayB[i], 400*time.Millisecond)
+					if out := p.tcp(p.a, p.b, overlayB[i], 400*time.Millisecond); out.Bytes < 1<<20 {
+						t.Errorf("a to b: %d bytes in 0.4 s", out.Bytes)
+					}
 				}
 				want := 1400 - 50
 				if v6 {
@@ -147,7 +153,9 @@ tunnels:
 			for _, from := range []*lab.Host{vm, p.a} {
 				for _, to := range overlayB {
 					p.ping(from, to, 56)
-					p.transfer(from, p.b, to, 400*time.Millisecond)
+					if out := p.tcp(from, p.b, to, 400*time.Millisecond); out.Bytes < 1<<20 {
+						t.Errorf("%s to %s: %d bytes in 0.4 s", from.Name(), to, out.Bytes)
+					}
 					if out := p.exec(from, "ip", "route", "get", to.String()); !strings.Contains(out, fmt.Sprintf(" mtu %d", want)) {
 						t.Errorf("the route of %s to %s is %s; want mtu %d", from.Name(), to, out, want)
 					}

@@ -121,7 +121,7 @@ func TestFramesOnAPlainWire(t *testing.T) {
 						p.tcp(p.a, p.b, overlayB[i], 30*time.Millisecond)
 						p.ping(p.a, overlayB[i], 5000)
 					}
-					p.echo(4, 200)
+					p.echo(4, 300)
 				})
 				checked := 0
 				for _, f := range frames {
@@ -132,7 +132,7 @@ func TestFramesOnAPlainWire(t *testing.T) {
 						break
 					}
 				}
-				if checked < 850 { // 800 of them echo's
+				if checked < 1000 {
 					t.Errorf("only %d of %d frames are ours", checked, len(frames))
 				}
 				d.stop()

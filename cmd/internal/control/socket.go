@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 )
 
 // Dir is where sockets are.
@@ -92,7 +90,7 @@ func lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock directory of control sockets: %w", err)
 	}
-	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+	if err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock directory of control sockets %s: %w", Dir, err), d.Close())
 	}
 	return func() { _ = d.Close() }, nil
