@@ -32,6 +32,14 @@ func (r *relief) seen(now time.Duration) {
 	r.streamed = now
 }
 
+// stream returns for how long the stream has been under way; 0 when there is none.
+func (r *relief) stream(now time.Duration) time.Duration {
+	if now-r.streamed > lull {
+		return 0
+	}
+	return now - r.began + 1
+}
+
 // weigh takes in how much of the span since a point in time the machine's cores were idle, added up, and for how much of it the worker
 // looked for packets in vain, which is idle too. It counts when all of that was within the stream. Load and spare are averages, as idle time
 // counts in ticks.
@@ -58,5 +66,5 @@ func (r *relief) decide(now time.Duration) {
 	if r.wanted {
 		load, spare = loadWithHelp, spareWithHelp
 	}
-	r.wanted = now-r.streamed <= lull && r.load > load && r.spare > spare
+	r.wanted = r.stream(now) > 0 && r.load > load && r.spare > spare
 }

@@ -69,6 +69,7 @@ type spinner struct {
 	busy    bool // the machine has no idle core
 
 	relief relief
+	keeper keeper
 }
 
 func newSpinner(s Scheduler) spinner {
@@ -122,6 +123,7 @@ func (s *spinner) measure(now time.Duration) {
 		if s.dense && sent.packets > 0 && received.packets > 0 {
 			s.relief.seen(now)
 		}
+		s.keeper.bytes += sent.bytes + received.bytes
 		s.moved, s.counted = [2]haul{}, now
 		s.follow(s.crowded[Encap] || s.dense && !s.relief.wanted)
 	}
@@ -129,6 +131,7 @@ func (s *spinner) measure(now time.Duration) {
 		s.judge(now)
 	}
 	s.relief.decide(now)
+	s.keeper.decide(now, s.relief.stream(now))
 }
 
 // again reports whether to look again; then the core has been offered to others before it returns.

@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -22,7 +21,7 @@ type pollWaiter struct {
 }
 
 // KernelScheduler is for workers whose ends are a TUN device and UDP sockets.
-var KernelScheduler = Scheduler{NewWaiter: newPollWaiter, Cores: runtime.NumCPU(), Yield: yield, Patient: setBatch, Idle: idleTime, Clock: threadClock}
+var KernelScheduler = Scheduler{NewWaiter: newPollWaiter, Cores: runtime.NumCPU(), Yield: yield, Patient: setBatch, Idle: idleTime, Clock: threadClock, Keep: keepCore}
 
 func newPollWaiter(q Queue, r Receiver) (Waiter, error) {
 	w := &pollWaiter{}
@@ -95,64 +94,3 @@ func (w *pollWaiter) Wake() {
 
 // Close implements Waiter.
 func (w *pollWaiter) Close() error { return os.NewSyscallError("close", unix.Close(w.wake)) }
-
-// yield offers the core to others (sched_yield(2)).
-func yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
-
-// setBatch makes the calling thread one that does not preempt others (sched(7), SCHED_BATCH). Where that is forbidden,
-// small packets are moved in smaller trains.
-func setBatch(on bool) {
-	policy := uint32(unix.SCHED_NORMAL)
-	if on {
-		policy = unix.SCHED_BATCH
-	}
-	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Policy: policy}, 0)
-}
-
-// idleTime reads how long the machine's cores have been idle, added up (proc_uptime(5)); 0 when that cannot be read.
-func idleTime() time.Duration {
-	fd, err := unix.Open("/proc/uptime", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0
-	}
-	defer unix.Close(fd)
-	var b [64]byte
-	n, err := unix.Read(fd, b[:])
-	if err != nil {
-		return 0
-	}
-	return parseUptime(b[:n])
-}
-
-// threadClock makes a clock of the calling thread: its identifier is what the kernel makes of the thread's
-// (include/linux/posix-timers_types.h, CPUCLOCK_PERTHREAD_MASK and CPUCLOCK_SCHED).
-func threadClock() func() time.Duration {
-	id := int32(^unix.Gettid()<<3 | 4 | 2)
-	return func() time.Duration {
-		var t unix.Timespec
-		if unix.ClockGettime(id, &t) != nil {
-			return 0
-		}
-		return time.Duration(t.Nano())
-	}
-}
-
-// parseUptime reads the second number of "12.34 56.78\n": seconds.
-func parseUptime(b []byte) (d time.Duration) {
-	at := bytes.IndexByte(b, ' ') + 1
-	unit := time.Second
-	for _, c := range b[at:] {
-		switch {
-		case c == '.':
-			unit = time.Second / 10
-		case c < '0' || c > '9':
-			return d
-		case unit == time.Second:
-			d = 10*d + time.Duration(c-'0')*time.Second
-		default:
-			d += time.Duration(c-'0') * unit
-			unit /= 10
-		}
-	}
-	return d
-}

@@ -16,14 +16,20 @@ type worker struct {
 	receive  *receiver
 	waiter   Waiter // for both ends
 	spinner  spinner
-	helper   *helper  // nil: there is no core for one
-	waiters  []Waiter // its own and its helper's
+	kept     bool          // the thread keeps to one core
+	keep     func(on bool) // makes it so; nil: it never does
+	helper   *helper       // nil: there is no core for one
+	waiters  []Waiter      // its own and its helper's
 	stopping atomic.Bool
 }
 
 // run moves packets until stop, or until an end fails. Its thread ends with it, as its scheduling policy would stay.
 func (w *worker) run() error {
 	runtime.LockOSThread()
+	if s := &w.transmit.t.cfg.Scheduler; s.Keep != nil && s.Yield != nil {
+		w.keep = s.Keep(w.transmit.worker)
+		w.spinner.keeper.able = w.keep != nil
+	}
 	if w.helper != nil {
 		own := w.helper.scheduler.Clock()
 		w.spinner.relief.spent = func() time.Duration { return own() + w.helper.spent() }
@@ -41,6 +47,7 @@ func (w *worker) run() error {
 			w.spinner.found(received, sent)
 		}
 		w.share()
+		w.settle()
 		if idle {
 			if err := w.sleep(); err != nil {
 				return fmt.Errorf("wait for packets: %w", err)
@@ -48,6 +55,14 @@ func (w *worker) run() error {
 		}
 	}
 	return nil
+}
+
+// settle has the thread keep to one core, or not, as the spinner finds right.
+func (w *worker) settle() {
+	if w.kept != w.spinner.keeper.wanted {
+		w.kept = w.spinner.keeper.wanted
+		w.keep(w.kept)
+	}
 }
 
 // turn moves what is there, in both directions, and returns how much that was; what the helper moves it only counts.

@@ -1,0 +1,105 @@
+package tunnel
+
+import (
+	"bytes"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// yield offers the core to others (sched_yield(2)).
+func yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
+
+// setBatch makes the calling thread one that does not preempt others (sched(7), SCHED_BATCH). Where that is forbidden,
+// small packets are moved in smaller trains.
+func setBatch(on bool) {
+	policy := uint32(unix.SCHED_NORMAL)
+	if on {
+		policy = unix.SCHED_BATCH
+	}
+	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Policy: policy}, 0)
+}
+
+// idleTime reads how long the machine's cores have been idle, added up (proc_uptime(5)); 0 when that cannot be read.
+func idleTime() time.Duration {
+	fd, err := unix.Open("/proc/uptime", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	var b [64]byte
+	n, err := unix.Read(fd, b[:])
+	if err != nil {
+		return 0
+	}
+	return parseUptime(b[:n])
+}
+
+// threadClock makes a clock of the calling thread: its identifier is what the kernel makes of the thread's
+// (include/linux/posix-timers_types.h, CPUCLOCK_PERTHREAD_MASK and CPUCLOCK_SCHED).
+func threadClock() func() time.Duration {
+	id := int32(^unix.Gettid()<<3 | 4 | 2)
+	return func() time.Duration {
+		var t unix.Timespec
+		if unix.ClockGettime(id, &t) != nil {
+			return 0
+		}
+		return time.Duration(t.Nano())
+	}
+}
+
+// parseUptime reads the second number of "12.34 56.78\n": seconds.
+func parseUptime(b []byte) (d time.Duration) {
+	at := bytes.IndexByte(b, ' ') + 1
+	unit := time.Second
+	for _, c := range b[at:] {
+		switch {
+		case c == '.':
+			unit = time.Second / 10
+		case c < '0' || c > '9':
+			return d
+		case unit == time.Second:
+			d = 10*d + time.Duration(c-'0')*time.Second
+		default:
+			d += time.Duration(c-'0') * unit
+			unit /= 10
+		}
+	}
+	return d
+}
+
+// keepCore implements Scheduler.Keep. Workers take the cores that the thread may use from the last one on, as interrupts that nobody spreads
+// come to the first. What somebody else makes of the thread's cores meanwhile (taskset(1)) stays.
+func keepCore(worker int) (keep func(on bool)) {
+	var were, own, now unix.CPUSet
+	if unix.SchedGetaffinity(0, &were) != nil || were.Count() < 2 {
+		return nil
+	}
+	return func(on bool) {
+		if unix.SchedGetaffinity(0, &now) != nil {
+			return
+		}
+		switch {
+		case on:
+			were = now
+			own.Zero()
+			own.Set(fromLast(&were, worker))
+			_ = unix.SchedSetaffinity(0, &own)
+		case now == own:
+			_ = unix.SchedSetaffinity(0, &were)
+		}
+	}
+}
+
+// fromLast returns the number of a core in the set, counted from the last one down, and around.
+func fromLast(set *unix.CPUSet, n int) int {
+	n %= set.Count()
+	for core := len(set)*64 - 1; ; core-- {
+		if set.IsSet(core) {
+			if n == 0 {
+				return core
+			}
+			n--
+		}
+	}
+}

@@ -1,0 +1,74 @@
+package tunnel
+
+import (
+	"runtime"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// onThread runs f on a thread of its own, whose cores nobody else inherits.
+func onThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer close(done)
+		f()
+	}()
+	<-done
+}
+
+func cores(t *testing.T) (set unix.CPUSet) {
+	t.Helper()
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		t.Error(err)
+	}
+	return set
+}
+
+func TestKeepCore(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		t.Skip("skipped: needs two cores")
+	}
+	onThread(func() {
+		before := cores(t)
+		for worker := range 2 * runtime.NumCPU() {
+			keep := keepCore(worker)
+			keep(true)
+			if got := cores(t); got.Count() != 1 || !got.IsSet(fromLast(&before, worker)) {
+				t.Errorf("worker %d: keeps to %v", worker, got)
+			}
+			if keep(false); cores(t) != before {
+				t.Errorf("worker %d: has %v afterwards, %v before", worker, cores(t), before)
+			}
+		}
+	})
+	onThread(func() {
+		before := cores(t)
+		keep := keepCore(0)
+		keep(true)
+		var other unix.CPUSet
+		other.Set(fromLast(&before, 1))
+		if err := unix.SchedSetaffinity(0, &other); err != nil {
+			t.Error(err)
+		}
+		if keep(false); cores(t) != other {
+			t.Errorf("what somebody else set is %v now", cores(t))
+		}
+		if keepCore(0) != nil {
+			t.Error("there is a choice with one core")
+		}
+	})
+}
+
+func TestFromLast(t *testing.T) {
+	var set unix.CPUSet
+	for _, core := range []int{1, 4, 70} {
+		set.Set(core)
+	}
+	for n, want := range []int{70, 4, 1, 70, 4} {
+		if got := fromLast(&set, n); got != want {
+			t.Errorf("%d from last: %d, want %d", n, got, want)
+		}
+	}
+}
