@@ -44,7 +44,7 @@ type node struct {
 	network backend.Network
 
 	parts    sync.WaitGroup
-	theirs   sync.WaitGroup     // parts that flannel's packages start, which may never end (subnet.WatchLease when its first read fails)
+	theirs   sync.WaitGroup     // parts that flannel's backends start, which may never end (subnet.WatchLeases when its first read fails)
 	cancel   context.CancelFunc // of everything
 	failures chan error         // the first of a part
 }
@@ -135,18 +135,25 @@ func (n *node) run(ctx context.Context) error {
 }
 
 // keepLease renews the lease until ctx ends, or until it is taken away, which ends the daemon with exit code 0, as flanneld. What
-// flannel's manager gives up over is begun again: a lease that nobody renews costs this node its peers a day later.
+// flannel's manager gives up over is begun again: a lease that nobody renews costs this node its peers a day later. At the end it is left
+// behind untold: told so while it starts, it panics (pkg/subnet/subnet.go, WatchLease sends on a channel that it has closed) or goes on (pkg/subnet/etcd/registry.go).
 func (n *node) keepLease(ctx context.Context) error {
+	untold := context.WithoutCancel(ctx)
 	for {
-		err := n.manager.CompleteLease(ctx, n.network.Lease(), &n.theirs)
+		ended := make(chan error, 1)
+		go func() { ended <- n.manager.CompleteLease(untold, n.network.Lease(), new(sync.WaitGroup)) }()
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case err = <-ended:
+		}
 		switch {
 		case err == nil: // Kubernetes: nothing to renew
 			<-ctx.Done()
 			return nil
 		case strings.EqualFold(err.Error(), "interrupted"): // what flannel's etcd manager calls a lease that is gone
 			klog.Info("Lease has been revoked. Shutting down daemon.")
-			return nil
-		case ctx.Err() != nil:
 			return nil
 		}
 		klog.Errorf("keep the lease, trying again: %v", err)

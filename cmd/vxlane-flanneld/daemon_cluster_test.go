@@ -257,7 +257,10 @@ func TestInterfaceChoice(t *testing.T) {
 		if value := c.etcd.get(c.a.key()); !strings.Contains(value, `"PublicIP":"`+k.public+`"`) {
 			t.Errorf("%v: lease %s, want public IP %s", k.flags, value, k.public)
 		}
-		c.must(c.a.command.Stop())
+		if err := c.a.command.Stop(); err != nil {
+			text, _ := os.ReadFile(c.a.log)
+			t.Errorf("%v: %v\n%s", k.flags, err, text)
+		}
 		c.must(log.Close())
 	}
 	c.a.iface = "none0"

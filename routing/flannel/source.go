@@ -133,7 +133,10 @@ func (s *Source) keepChecking(ctx context.Context) {
 	}
 }
 
-// watch follows one watch, and returns when nothing of it is left.
+// endGrace is how long a watch may take to end with the source: flannel's etcd watch may try again first (pkg/subnet/etcd/registry.go).
+const endGrace = time.Second
+
+// watch follows one watch, and returns when nothing of it is left, or a while after ctx ended.
 func (s *Source) watch(ctx context.Context) error {
 	results := make(chan []lease.LeaseWatchResult)
 	failed, ended := make(chan error, 1), make(chan struct{})
@@ -144,9 +147,15 @@ func (s *Source) watch(ctx context.Context) error {
 	}()
 	err := s.follow(ctx, results, failed)
 	cancel()
+	var patience <-chan time.Time
+	if ctx.Err() != nil {
+		patience = time.After(endGrace)
+	}
 	for {
 		select {
 		case <-ended:
+			return err
+		case <-patience:
 			return err
 		case <-results: // it may be about to send, whatever it was told
 		}

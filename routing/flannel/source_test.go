@@ -163,6 +163,30 @@ func TestWatchFails(t *testing.T) {
 	}
 }
 
+// deaf is a watch that does not end when it is told to.
+type deaf struct{ let chan struct{} }
+
+func (d deaf) WatchLeases(context.Context, chan []lease.LeaseWatchResult) error {
+	<-d.let
+	return nil
+}
+
+// A source ends soon after it was told to, even if its watch does not.
+func TestEndsWithoutItsWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := deaf{make(chan struct{})}
+		defer close(d.let)
+		s := flannel.Source{Leases: d, Own: ownLease, Log: slog.New(slog.DiscardHandler)}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		begin := time.Now()
+		s.Run(ctx)
+		if took := time.Since(begin) - time.Minute; took < 0 || took > 2*time.Second {
+			t.Errorf("ended %v after it was told to", took)
+		}
+	})
+}
+
 func TestVXLANPeers(t *testing.T) {
 	with := func(backend, data string) lease.Lease {
 		l := leaseOf("10.10.2.0/24", "172.30.0.2")
