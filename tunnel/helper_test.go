@@ -1,6 +1,7 @@
 package tunnel_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -135,6 +136,50 @@ func TestStopWhileShared(t *testing.T) {
 			}
 			if err := <-done; (err == nil) != (want == nil) || want != nil && !errors.Is(err, tunneltest.ErrGone) {
 				t.Errorf("ended with %v, want %v", err, want)
+			}
+		})
+	}
+}
+
+// Small datagrams are a stream by their number, alone or in few trains: a worker that preempted their sender would move train by train.
+func TestTrainsAreAStream(t *testing.T) {
+	small := frame(udp(t, "10.99.0.2", "10.99.0.1", 53, []byte("hello")))
+	for _, c := range []struct {
+		name         string
+		trains, each int // in a millisecond
+		stream       bool
+	}{
+		{"five trains of 16", 5, 16, true},
+		{"eighty alone", 80, 1, true},
+		{"five alone", 5, 1, false},
+		{"one train of 16", 1, 16, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			cfg := rigConfig()
+			patient := false
+			cfg.Scheduler = tunnel.Scheduler{
+				NewWaiter: tunneltest.NewWaiter, Cores: 1, Yield: func() { time.Sleep(time.Microsecond) }, Patient: func(on bool) { patient = on },
+				Idle: func() time.Duration { return 0 },
+			}
+			r := newRig(t, cfg)
+			r.start()
+			train := tunneltest.From("172.30.0.2", bytes.Repeat(small, c.each))
+			train.Count = c.each
+			if c.each > 1 {
+				train.SegmentSize = len(small)
+			}
+			for range 10 {
+				for range c.trains {
+					r.underlay.Receiver(0).Put(train)
+				}
+				time.Sleep(time.Millisecond)
+			}
+			synctest.Wait()
+			if patient != c.stream {
+				t.Errorf("%s: patient: %v", c.name, patient)
+			}
+			if got, want := len(r.device.Queue(0).Written()), 10*c.trains*c.each; got != want {
+				t.Errorf("%s: %d of %d packets", c.name, got, want)
 			}
 		})
 	}

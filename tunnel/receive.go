@@ -55,14 +55,15 @@ func newReceiver(t *Tunnel, worker int, q Queue, u Receiver) *receiver {
 	}
 }
 
-// turn moves what the underlay has and reports how much that was.
+// turn moves what the underlay has and reports how much that was, each datagram of a train counted: small ones are a stream in few trains, too.
 func (x *receiver) turn() (haul, error) {
 	batch, err := x.underlay.Receive()
 	if len(batch) == 0 {
 		return haul{}, err
 	}
-	moved := haul{packets: len(batch)}
+	moved := haul{}
 	for i := range batch {
+		moved.packets += batch[i].Count
 		moved.bytes += len(batch[i].Data)
 	}
 	if writeErr := x.step(batch); err == nil {

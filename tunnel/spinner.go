@@ -15,7 +15,7 @@ const (
 	yieldLimit = time.Millisecond
 	// crowdedFor is how long a core that others need is left to them.
 	crowdedFor = 10 * time.Millisecond
-	// sparse is how many packets there may be in rateWindow for looking to pay, a super-packet or a train counted as one.
+	// sparse is how many packets there may be in rateWindow for looking to pay, a super-packet of the device counted as one.
 	// When there are more, a sleeping worker finds many at once when it wakes, and moves them together; a watchful one would
 	// move them one by one. Heavy is the same in bytes, which super-packets have many of: about a gigabit a second.
 	sparse     = 60
@@ -77,7 +77,7 @@ func newSpinner(s Scheduler) spinner {
 	return spinner{now: func() time.Duration { return time.Since(start) }, yield: s.Yield, patient: s.Patient, idle: s.Idle, credit: spinCredit, last: -briefFor, relief: relief{streamed: -2 * lull}}
 }
 
-// haul is what a turn moved one way: packets, a super-packet or a train counted as one, and their bytes.
+// haul is what a turn moved one way: packets, a super-packet of the device counted as one, and their bytes.
 type haul struct{ packets, bytes int }
 
 // dense reports whether so much in so many windows is a stream.
