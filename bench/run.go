@@ -113,7 +113,7 @@ func newResults(p Plan) *result.Results {
 		Schema: result.Schema, Command: p.Command, Started: time.Now().UTC(), Host: result.Fingerprint(p.Version, p.Commit), Profiles: p.Profiles,
 		Settings: result.Settings{
 			Repeats: p.Repeats, Warmup: result.Duration(p.Options.Warmup), Duration: result.Duration(p.Options.Duration), Generator: p.Options.Generator,
-			UDPRate: p.Options.Rate,
+			UDPRate: p.Options.Rate, UDPPause: result.Duration(p.Options.Pause),
 		},
 	}
 	if p.Congestion != "" {

@@ -48,12 +48,14 @@ func TestGenerators(t *testing.T) {
 	})
 	t.Run("datagrams", func(t *testing.T) {
 		for _, flows := range []int{1, 16, 256} {
-			r, err := Send(t.Context(), p, Datagrams{Flows: flows, Sizes: IMIX}, testPhases)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if r.Received == 0 || r.Received > r.Sent || r.Counts[1].Packets == 0 {
-				t.Errorf("%d flows: %+v", flows, r)
+			for _, pause := range []time.Duration{0, ReceivePause} {
+				r, err := Send(t.Context(), p, Datagrams{Flows: flows, Sizes: IMIX, Pause: pause}, testPhases)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if r.Received == 0 || r.Received > r.Sent || r.Counts[1].Packets == 0 {
+					t.Errorf("%d flows, receiver pausing for %s: %+v", flows, pause, r)
+				}
 			}
 		}
 	})

@@ -36,3 +36,10 @@ func rest(d time.Duration) {
 	t := unix.NsecToTimespec(d.Nanoseconds())
 	_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0)
 }
+
+// waitReadable makes the thread sleep until there is something to read, or for the time.
+func waitReadable(fd int, d time.Duration) {
+	p := unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
+	t := unix.NsecToTimespec(d.Nanoseconds())
+	_, _, _ = unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&t)), 0, 0, 0)
+}

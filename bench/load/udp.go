@@ -13,6 +13,8 @@ type Datagrams struct {
 	Sizes []int // of payload in bytes, sent in turn
 	// Rate is how many packets a second are sent by all flows together; 0 is as many as the sender can.
 	Rate float64
+	// Pause is how long the receiver sleeps when its queue is empty; 0 is until there is a packet.
+	Pause time.Duration
 }
 
 // IMIX is the usual mix of packet sizes, 7 small to 4 middle to 1 large, with the largest such that it fits into every tunnel.
@@ -61,7 +63,7 @@ func Send(ctx context.Context, p Path, d Datagrams, phases []Phase) (DatagramRes
 	sent, received := make([]counter, senders), make([]counter, 1)
 	failed := newFailures()
 	sending, receiving := newCrew(failed), newCrew(failed)
-	receiving.start(func() error { return wrap("udp receive", p, receiveAll(receiving, sockets.to, &received[0])) })
+	receiving.start(func() error { return wrap("udp receive", p, receiveAll(receiving, sockets.to, d.Pause, &received[0])) })
 	for i := range senders {
 		s := newSender(share(sockets.from, i, senders), d.Sizes, d.Rate/float64(senders))
 		sending.start(func() error { return wrap("udp send", p, s.run(sending, &sent[i])) })
@@ -96,13 +98,16 @@ func share(sockets []int, i, n int) (mine []int) {
 	return mine
 }
 
-// receivePause is how long the receiver sleeps when its queue is empty. A receiver that sleeps in recvmmsg is woken by
-// every single packet when packets come slower than it reads, and whoever delivers them pays for it: the sender, when the
-// kernel does it all in one go (docs/decisions/0007-how-the-harness-measures.md).
-const receivePause = 50 * time.Microsecond
+// ReceivePause is how long a receiver sleeps best when its queue is empty. One that sleeps until there is a packet is woken by
+// every single one when packets come slower than it reads, and whoever delivers them pays for it: the sender, when the
+// kernel does it all in one go. One that sleeps shorter takes the cores with its timers (docs/decisions/0007-how-the-harness-measures.md).
+const ReceivePause = 500 * time.Microsecond
+
+// longestWait is after how long a receiver that waits for a packet finds out that the crew has stopped.
+const longestWait = 10 * time.Millisecond
 
 // receiveAll takes packets in batches until the crew stops.
-func receiveAll(c *crew, fd int, count *counter) error {
+func receiveAll(c *crew, fd int, pause time.Duration, count *counter) error {
 	b := newBatch(vector, 2048)
 	for {
 		n, err := b.receive(fd)
@@ -113,7 +118,11 @@ func receiveAll(c *crew, fd int, count *counter) error {
 			if c.stop.Load() { // only now: what was queued is taken first, however long this thread had to wait
 				return nil
 			}
-			rest(receivePause)
+			if pause > 0 {
+				rest(pause)
+			} else {
+				waitReadable(fd, longestWait)
+			}
 			continue
 		}
 		bytes := uint64(0)

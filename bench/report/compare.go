@@ -57,8 +57,9 @@ func (d *Diff) Slower() bool {
 // intervals are wider than in a report (Bonferroni). What the A/A controls of both runs show is noise, and so is, for
 // all systems but the baseline, what the baseline went through as well. It refuses runs that measured different things.
 func Compare(before, after *result.Results) (*Diff, error) {
-	if a, b := before.Settings, after.Settings; a.Generator != b.Generator || a.UDPRate != b.UDPRate {
-		return nil, fmt.Errorf("the runs had different traffic and cannot be compared: generator %s with --udp-rate %v, then %s with %v", a.Generator, a.UDPRate, b.Generator, b.UDPRate)
+	if a, b := before.Settings, after.Settings; a.Generator != b.Generator || a.UDPRate != b.UDPRate || a.UDPPause != b.UDPPause {
+		return nil, fmt.Errorf("the runs had different traffic and cannot be compared: generator %s with --udp-rate %v and --udp-pause %s, then %s with %v and %s",
+			a.Generator, a.UDPRate, time.Duration(a.UDPPause), b.Generator, b.UDPRate, time.Duration(b.UDPPause))
 	}
 	d := &Diff{Differences: append(before.Host.Differences(after.Host), differences(before, after)...)}
 	var pairs []Change

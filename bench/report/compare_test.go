@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vxlane/vxlane/bench/result"
 )
@@ -126,10 +127,16 @@ func TestCompareOfWhatDoesNotStart(t *testing.T) {
 }
 
 func TestCompareRefusesOtherTraffic(t *testing.T) {
-	after := made(2, 1)
-	after.Settings.Generator = "iperf3"
-	if _, err := Compare(made(1, 1), after); err == nil || !strings.Contains(err.Error(), "generator builtin with --udp-rate 0, then iperf3") {
-		t.Errorf("got %v", err)
+	for want, change := range map[string]func(*result.Settings){
+		"--udp-pause 0s, then iperf3 with":                               func(s *result.Settings) { s.Generator = "iperf3" },
+		"--udp-rate 0 and --udp-pause 0s, then builtin with 7 and 0s":    func(s *result.Settings) { s.UDPRate = 7 },
+		"--udp-rate 0 and --udp-pause 0s, then builtin with 0 and 500µs": func(s *result.Settings) { s.UDPPause = result.Duration(500 * time.Microsecond) },
+	} {
+		after := made(2, 1)
+		change(&after.Settings)
+		if _, err := Compare(made(1, 1), after); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
 	}
 }
 

@@ -169,7 +169,7 @@ func Method(r *result.Results) []string {
 		"Intervals are 95 % bootstrap intervals of the median or of the ratio of medians. The baseline, " + r.Baseline + ", is measured twice in every turn; the ratio of the two is the A/A control. " +
 			"“better” and “worse” are said only when the interval of a ratio excludes 1, the ratio is farther from 1, to either side, than the A/A interval reaches, and there are at least four samples of each; otherwise it says “no difference” or “too few samples”. " +
 			"With fewer than six samples an interval is at most the range from the least to the largest, which holds the true median in fewer than 95 of 100 cases (88 with four).",
-		"TCP counts the bytes that receiving applications took" + congestion(r) + "; UDP the packets that the receiving application took while " + offered(r) + " (offered rate and loss are given), and the highest rate with loss below 0.1 %, searched by halving. " +
+		"TCP counts the bytes that receiving applications took" + congestion(r) + "; UDP the packets that the receiving application took, which slept " + pause(r) + ", while " + offered(r) + " (offered rate and loss are given), and the highest rate with loss below 0.1 %, searched by halving. " +
 			"Latencies are percentiles of each sample, and medians of these over the samples; all round trips are in results.json as HdrHistograms.",
 		"CPU of the machine is everything that ran, generators included; CPU, system calls, context switches and memory of the tunnel are those of its processes on both hosts; what the kernel does for them in interrupts is only in the machine's. The peak memory of flannel-udp is that of flannel's package within this harness's program, not of flanneld. " +
 			"Packets of TCP are segments of full size. System calls are counted in a stretch of their own after the timed one, because counting slows them down.",
@@ -184,6 +184,14 @@ func offered(r *result.Results) string {
 		return fmt.Sprintf("%.0f a second are offered", rate)
 	}
 	return "senders offer as many as they can"
+}
+
+// pause says how UDP receivers sleep.
+func pause(r *result.Results) string {
+	if d := time.Duration(r.Settings.UDPPause); d > 0 {
+		return "for " + d.String() + " when its queue was empty"
+	}
+	return "until there was one"
 }
 
 // congestion says what TCP's congestion control was, where that is known.

@@ -45,7 +45,11 @@ type Settings struct {
 	Duration  Duration `json:"duration"` // of a sample
 	Generator string   `json:"generator"`
 	UDPRate   float64  `json:"udp_rate,omitempty"` // packets a second that UDP workloads offered; 0: as many as the sender could
+	UDPPause  Duration `json:"udp_pause"`          // of a UDP receiver whose queue is empty; 0: until there is a packet
 }
+
+// firstPause is UDPPause of the results from before it was written down.
+const firstPause = Duration(50 * time.Microsecond)
 
 // Duration is written as in "1.5s".
 type Duration time.Duration
@@ -131,7 +135,7 @@ func Load(path string) (*Results, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load results: %w", err)
 	}
-	var r Results
+	r := Results{Settings: Settings{UDPPause: firstPause}}
 	if err := json.Unmarshal(data, &r); err != nil {
 		return nil, fmt.Errorf("load results: %s: %w", path, err)
 	}

@@ -161,6 +161,26 @@ func TestOptionsExample(t *testing.T) {
 	}
 }
 
+// The kernel's vxlan as the example makes it, and vxlane, are two ends of a tunnel, either way around.
+func TestKernelExample(t *testing.T) {
+	t.Setenv("PATH", filepath.Dir(buildVXLANE(t))+":"+os.Getenv("PATH"))
+	const kernel, ours = "../../docs/examples/kernel-vxlan.sh", "../../docs/examples/vxlane-options.sh"
+	for _, ends := range []string{kernel + ";;" + ours, ours + ";;" + kernel} {
+		s, err := ParseExec("exec:" + ends)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := build(t)
+		in, err := s.Start(t.Context(), n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := in.ConnectPods(t.Context(), n); err != nil {
+			t.Errorf("%s: %v", ends, err)
+		}
+	}
+}
+
 // napiSettings reads what the example sets, of all devices that this machine itself has.
 func napiSettings(t *testing.T) map[string]string {
 	t.Helper()

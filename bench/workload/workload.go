@@ -35,7 +35,8 @@ const (
 type Options struct {
 	Warmup, Duration time.Duration
 	Generator        string
-	Rate             float64 // packets a second that UDP workloads offer; 0 is as many as the sender can
+	Rate             float64       // packets a second that UDP workloads offer; 0 is as many as the sender can
+	Pause            time.Duration // of a UDP receiver whose queue is empty; 0 is until there is a packet
 }
 
 // Outcome is one measurement.
@@ -147,7 +148,7 @@ func datagrams() []Workload {
 			w := Workload{
 				Name: "udp-" + size.name, Summary: "UDP packets, " + size.summary + ", 1 flow", Primary: result.Received,
 				run: func(ctx context.Context, s *measurement) error {
-					return s.datagrams(ctx, load.Datagrams{Flows: flows, Sizes: size.sizes, Rate: s.options.Rate})
+					return s.datagrams(ctx, load.Datagrams{Flows: flows, Sizes: size.sizes, Rate: s.options.Rate, Pause: s.options.Pause})
 				},
 			}
 			if flows > 1 {

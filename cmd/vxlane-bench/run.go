@@ -16,6 +16,7 @@ import (
 
 	"github.com/vxlane/vxlane/bench"
 	"github.com/vxlane/vxlane/bench/lab"
+	"github.com/vxlane/vxlane/bench/load"
 	"github.com/vxlane/vxlane/bench/network"
 	"github.com/vxlane/vxlane/bench/result"
 	"github.com/vxlane/vxlane/bench/system"
@@ -45,6 +46,7 @@ type runFlags struct {
 	repeats                      int
 	duration, warmup             time.Duration
 	rate                         float64
+	pause                        time.Duration
 	congestion                   string
 }
 
@@ -78,6 +80,7 @@ func (f *runFlags) add(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.duration, "duration", time.Second, "how long a sample is measured")
 	fs.DurationVar(&f.warmup, "warmup", 300*time.Millisecond, "how long traffic flows before")
 	fs.Float64Var(&f.rate, "udp-rate", 0, "packets a second that UDP workloads offer (default: as many as the sender can)")
+	fs.DurationVar(&f.pause, "udp-pause", load.ReceivePause, "how long a UDP receiver sleeps when its queue is empty; 0 is until there is a packet")
 	fs.StringVar(&f.congestion, "congestion", "", "`NAME` of TCP's congestion control in hosts and pods (default: this machine's)")
 	fs.StringVar(&f.generator, "generator", workload.Builtin, "what makes the traffic: builtin or iperf3 (TCP and UDP bulk)")
 	fs.StringVar(&f.vxlane, "vxlane", "", "`PATH` of the vxlane to measure (default: beside this program, then in PATH)")
@@ -91,7 +94,10 @@ func (f *runFlags) plan(fs *pflag.FlagSet) (bench.Plan, error) {
 	if !fs.Changed("repeat") {
 		f.repeats = s.repeats
 	}
-	p := bench.Plan{Version: cli.Version(), Commit: cli.Commit(), Command: commandLine(fs), Repeats: f.repeats, Congestion: f.congestion, Options: workload.Options{Warmup: f.warmup, Duration: f.duration, Generator: f.generator, Rate: f.rate}}
+	if f.generator == workload.Iperf3 {
+		f.pause = 0 // its receiver sleeps so
+	}
+	p := bench.Plan{Version: cli.Version(), Commit: cli.Commit(), Command: commandLine(fs), Repeats: f.repeats, Congestion: f.congestion, Options: workload.Options{Warmup: f.warmup, Duration: f.duration, Generator: f.generator, Rate: f.rate, Pause: f.pause}}
 	if err := f.check(); err != nil {
 		return p, err
 	}
@@ -136,7 +142,7 @@ func commandLine(fs *pflag.FlagSet) []string {
 }
 
 func (f *runFlags) check() error {
-	const shortest, longest = 50 * time.Millisecond, time.Hour
+	const shortest, longest, longestPause = 50 * time.Millisecond, time.Hour, 10 * time.Millisecond
 	switch {
 	case f.repeats < 1:
 		return cli.Usagef("--repeat %d: want 1 or more", f.repeats)
@@ -146,6 +152,8 @@ func (f *runFlags) check() error {
 		return cli.Usagef("--warmup %s: want 0-%s", f.warmup, longest)
 	case f.rate < 0 || math.IsNaN(f.rate) || math.IsInf(f.rate, 0):
 		return cli.Usagef("--udp-rate %v: want 0 or more", f.rate)
+	case f.pause < 0 || f.pause > longestPause:
+		return cli.Usagef("--udp-pause %s: want 0-%s", f.pause, longestPause)
 	case f.congestion != "" && !slices.Contains(congestionControls(), f.congestion):
 		return cli.Usagef("--congestion %q: want one of %s, or another after modprobe tcp_NAME", f.congestion, strings.Join(congestionControls(), ", "))
 	case f.generator != workload.Builtin && f.generator != workload.Iperf3:
