@@ -110,7 +110,8 @@ func TestRefusedTrains(t *testing.T) {
 		reasons  map[int]encap.Reason // of datagrams
 	}{
 		{"no checksum offload", []answer{{err: unix.EIO}}, []byte{0, 1, 2}, true, nil},
-		{"not known", []answer{{err: unix.EINVAL}}, []byte{0, 1, 2}, true, nil},
+		{"not known", []answer{{err: unix.EOPNOTSUPP}}, []byte{0, 1, 2}, true, nil},
+		{"too large for the path, before Linux 6.14", []answer{{err: unix.EINVAL}}, []byte{0, 1, 2}, false, nil},
 		{"too large for the path", []answer{{err: unix.EMSGSIZE}}, []byte{0, 1, 2}, false, nil},
 		{"out of memory for a moment", []answer{{err: unix.ENOBUFS}}, []byte{0, 1, 2}, false, nil},
 		{"interrupted", []answer{{err: unix.EIO}, {err: unix.EINTR}, {n: -1}, {err: unix.EAGAIN}}, []byte{0, 1, 2}, true, nil},

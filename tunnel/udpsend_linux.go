@@ -337,9 +337,15 @@ func (s *udpSender) unhitch(batch []Datagram, m *message, fd int, refusal error)
 		}
 		s.book(batch, m, i, 1, reasonOf(err))
 	}
-	if all && (refusal == unix.EIO || refusal == unix.EINVAL || refusal == unix.EOPNOTSUPP || refusal == unix.ENOPROTOOPT) {
+	if all && refusesTrains(refusal) {
 		s.gso.withdraw(s.log, "gso", refusal)
 	}
+}
+
+// refusesTrains reports whether an errno tells of the feature. EINVAL does not: of a kernel that makes trains it is what EMSGSIZE is, datagrams
+// longer than one peer's path, before Linux 6.14 (net/ipv4/udp.c, udp_send_skb; 235174b2bed8).
+func refusesTrains(err error) bool {
+	return err == unix.EIO || err == unix.EOPNOTSUPP || err == unix.ENOPROTOOPT
 }
 
 // book notes the fate of n datagrams of m, from the given one on.
