@@ -29,9 +29,9 @@ type outerSender struct {
 
 	calls routing.Counter
 
+	room room
 	// The kernel, so that tests can stand in for it.
 	writev func(fd int, iov []unix.Iovec) error
-	wait   func(fd int) error
 }
 
 const (
@@ -41,7 +41,7 @@ const (
 )
 
 func newOuterSender(tap *outerTAP, cfg outerConfig) *outerSender {
-	return &outerSender{tap: tap, cfg: cfg, id: uint16(rand.Uint32()), iov: make([]unix.Iovec, 0, 2), writev: writev, wait: waitWritable}
+	return &outerSender{tap: tap, cfg: cfg, id: uint16(rand.Uint32()), iov: make([]unix.Iovec, 0, 2), writev: writev, room: room{wait: waitWritable}}
 }
 
 // takes reports whether p goes through the device: TCP, all packets of a flow and not only those of super-packets, so that
@@ -77,7 +77,7 @@ func (s *outerSender) write(d *Datagram, port uint16) error {
 	for {
 		s.calls.Add(1)
 		err := s.writev(s.tap.writer, s.iov)
-		if err == unix.EINTR || err == unix.EAGAIN && s.wait(s.tap.writer) == nil {
+		if err == unix.EINTR || err == unix.EAGAIN && s.room.await(s.tap.writer) {
 			continue
 		}
 		return err

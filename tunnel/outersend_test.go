@@ -39,7 +39,7 @@ func (k *outerKernel) writev(_ int, iov []unix.Iovec) error {
 func (k *outerKernel) sender(cfg outerConfig) *outerSender {
 	s := newOuterSender(&outerTAP{name: "vxgso9"}, cfg)
 	s.writev = k.writev
-	s.wait = func(int) error { return nil }
+	s.room.wait = func(int) error { return nil }
 	return s
 }
 

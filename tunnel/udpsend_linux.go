@@ -40,9 +40,22 @@ type udpSender struct {
 
 	calls routing.Counter
 
+	room room
 	// The kernel, so that tests can stand in for it.
 	sendmmsg func(fd int, msgs []mmsghdr) (int, error)
-	wait     func(fd int) error
+}
+
+// room waits until full descriptors take more, for all of a batch no longer than for one: a device that stopped sending must not stop
+// the worker.
+type room struct {
+	wait func(fd int) error
+	none bool // it was waited for in vain, in this batch
+}
+
+// await reports whether there may be room now.
+func (r *room) await(fd int) bool {
+	r.none = r.none || r.wait(fd) != nil
+	return !r.none
 }
 
 // message is what an mmsghdr points to, and what it is made of.
@@ -81,13 +94,14 @@ func newUDPSender(sockets []int, buckets int, tos uint8, v4 bool, gso *feature, 
 		used:     make([]int, 0, len(sockets)),
 		next:     make([]int, 0, BatchSize),
 		units:    make([]int, 0, BatchSize),
+		room:     room{wait: waitWritable},
 		sendmmsg: sendmmsg,
-		wait:     waitWritable,
 	}
 }
 
 // Send implements Sender.
 func (s *udpSender) Send(batch []Datagram) {
+	s.room.none = false
 	s.sort(batch)
 	if s.outer != nil {
 		s.sendOuter(batch)
@@ -103,6 +117,7 @@ func (s *udpSender) Carries(p *Packet) bool { return s.outer != nil && s.outer.t
 
 // sendOuter sends the units that carry a packet, as from the sockets of their flows.
 func (s *udpSender) sendOuter(batch []Datagram) {
+	s.outer.room.none = false
 	for i := range batch {
 		if d := &batch[i]; d.Packet != nil {
 			s.outer.send(d, s.ports[s.pick(d)])
@@ -291,8 +306,8 @@ func (s *udpSender) flush(batch []Datagram, fd int) {
 			continue
 		}
 		m := &s.messages[at]
-		if m.count == 1 {
-			s.book(batch, m, 0, 1, reasonOf(err))
+		if m.count == 1 || err == unix.EAGAIN {
+			s.book(batch, m, 0, m.count, reasonOf(err))
 		} else {
 			s.unhitch(batch, m, fd, err)
 		}
@@ -309,7 +324,7 @@ func (s *udpSender) send(fd int, headers []mmsghdr) (n int, err error) {
 		case n > 0:
 			return n, nil
 		case err == unix.EINTR:
-		case err == unix.EAGAIN && s.wait(fd) == nil:
+		case err == unix.EAGAIN && s.room.await(fd):
 		case err == nil:
 			return 0, unix.EIO // no progress, and nothing said of it
 		default:
@@ -382,8 +397,7 @@ func reasonOf(err error) encap.Reason {
 	return encap.UDPSend
 }
 
-// waitWritable waits until a descriptor has room, for a moment only: a device that stopped sending must not stop the
-// worker for good.
+// waitWritable waits until a descriptor has room, for a moment only.
 func waitWritable(fd int) error {
 	return waitFor(fd, unix.POLLOUT, 100)
 }

@@ -66,7 +66,7 @@ func (k *kernel) sender(sockets int) *udpSender {
 	fds := make([]int, sockets)
 	s := newUDPSender(fds, sockets, 0, true, k.gso(), nil)
 	s.sendmmsg = k.sendmmsg
-	s.wait = func(int) error { k.waits++; return nil }
+	s.room.wait = func(int) error { k.waits++; return nil }
 	return s
 }
 
@@ -152,11 +152,41 @@ func TestSendWithoutProgress(t *testing.T) {
 func TestSendWhenWaitingFails(t *testing.T) {
 	k := &kernel{script: []answer{{err: unix.EAGAIN}}}
 	s := k.sender(1)
-	s.wait = func(int) error { return errors.New("poll failed") }
+	s.room.wait = func(int) error { return errors.New("poll failed") }
 	batch := numberedDatagrams(2)
 	s.Send(batch)
 	if batch[0].Reason != encap.QueueFull || batch[1].Sent != 1 {
 		t.Errorf("%+v", batch)
+	}
+}
+
+// Sockets that stay full keep a worker no longer for a batch than for one datagram, and the next batch tries again.
+func TestSendWaitsOnceInVain(t *testing.T) {
+	for _, trains := range []bool{false, true} {
+		t.Run(fmt.Sprintf("trains %v", trains), func(t *testing.T) {
+			full := answer{err: unix.EAGAIN}
+			k := &kernel{trains: trains, script: slices.Repeat([]answer{full}, 3*64)}
+			s, waits := k.sender(2), 0
+			s.room.wait = func(int) error { waits++; return unix.ETIMEDOUT }
+			for n := 1; n <= 2; n++ {
+				batch := datagramsOf(slices.Repeat([]int{100}, 64)...)
+				for i := range batch {
+					batch[i].Flow = uint32(i%2) << 31
+				}
+				s.Send(batch)
+				if waits != n {
+					t.Errorf("%d waits in %d batches", waits, n)
+				}
+				for i, d := range batch {
+					if d.Sent != 0 || d.Reason != encap.QueueFull {
+						t.Fatalf("datagram %d: sent %d, reason %s", i, d.Sent, d.Reason)
+					}
+				}
+			}
+			if !k.feature.on() && trains {
+				t.Error("trains were given up")
+			}
+		})
 	}
 }
 
