@@ -112,8 +112,8 @@ func SizeHint(packet []byte, h *Headers) (host netip.Addr, size int, ok bool) {
 
 // synHint reads the MSS option (RFC 9293 section 3.7.1) of a SYN.
 func synHint(packet []byte, h *Headers) (netip.Addr, int, bool) {
-	const flagSYN, optEnd, optNop, optMSS = 0x02, 0, 1, 2
-	if h.Len < h.L4+tcpMinHeaderLen || packet[h.L4+13]&flagSYN == 0 {
+	const optEnd, optNop, optMSS = 0, 1, 2
+	if h.Len < h.L4+tcpMinHeaderLen || packet[h.L4+13]&tcpSYN == 0 {
 		return netip.Addr{}, 0, false
 	}
 	options := packet[h.L4 : h.L4+transportHeaderLen(packet, h)]

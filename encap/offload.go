@@ -103,7 +103,7 @@ func transportHeaderLen(packet []byte, h *Headers) int {
 }
 
 // SuperTCP returns the offload metadata for a TCP packet longer than limit bytes whose sender left it unsegmented: each
-// segment will be a packet of at most limit bytes. ok is false when the packet is not TCP, is a fragment, has no payload
+// segment will be a packet of at most limit bytes. ok is false when the packet is not TCP, is a fragment or a SYN, has no payload
 // or leaves no room for any under the limit.
 func SuperTCP(packet []byte, h *Headers, limit int) (o Offload, ok bool) {
 	if h.Proto != ProtoTCP || h.Fragment || h.Len-h.L3 <= limit {
@@ -111,7 +111,7 @@ func SuperTCP(packet []byte, h *Headers, limit int) (o Offload, ok bool) {
 	}
 	n := transportHeaderLen(packet, h)
 	headers := h.L4 - h.L3 + n
-	if n == 0 || h.Len == h.L4+n || limit <= headers {
+	if n == 0 || h.Len == h.L4+n || limit <= headers || packet[h.L4+13]&tcpSYN != 0 {
 		return Offload{}, false
 	}
 	return SuperOffload(h, limit-headers), true

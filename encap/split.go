@@ -5,6 +5,7 @@ import "encoding/binary"
 // TCP flags that segmentation and coalescing treat apart (RFC 9293 section 3.1, RFC 3168 section 6.1.2).
 const (
 	tcpFIN = 0x01
+	tcpSYN = 0x02
 	tcpPSH = 0x08
 	tcpACK = 0x10
 	tcpECE = 0x40

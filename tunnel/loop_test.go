@@ -169,6 +169,22 @@ func TestSuperPacketsFollowSizeHints(t *testing.T) {
 	})
 }
 
+// What a host says of itself is a limit for what is cut, not for what arrives as it was sent.
+func TestFinishedSegmentsStayWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, rigConfig())
+		r.start()
+		r.device.Queue(0).Put(tcpSYN(t, "10.99.0.1", "10.99.0.2", 1000))
+		synctest.Wait()
+		want := tcp(t, "10.99.0.2", "10.99.0.1", make([]byte, 1400))
+		r.underlay.Receiver(0).Put(tunneltest.From("172.30.0.2", frame(want)))
+		synctest.Wait()
+		if got := r.device.Queue(0).Written(); len(got) != 1 || !bytes.Equal(got[0], want) {
+			t.Errorf("written %x, want a segment of 1400 bytes as it was", got)
+		}
+	})
+}
+
 func tcpSYN(tb testing.TB, src, dst string, mss uint16) []byte {
 	p := tcp(tb, src, dst, nil)
 	p = append(p, 2, 4, byte(mss>>8), byte(mss))

@@ -222,14 +222,14 @@ func (x *receiver) finish(p *Packet, outerTOS uint8, segment int) encap.Reason {
 	return encap.None
 }
 
-// super returns the metadata of a super-packet that a sender on this machine left unsegmented. One with a checksum that is
-// neither whole nor the pseudo-header's is none: a new checksum would hide the damage.
+// super returns the metadata of a super-packet that a sender on this machine left unsegmented. A finished packet that fits the device is
+// none, nor is one with a checksum that is neither whole nor the pseudo-header's: a new checksum would hide the damage.
 func (x *receiver) super(p *Packet, segment int, partial bool) (encap.Offload, bool) {
 	h := &p.Headers
 	if segment > 0 {
 		return encap.SuperOffload(h, segment), partial
 	}
-	if h.Proto != encap.ProtoTCP {
+	if h.Proto != encap.ProtoTCP || !partial && h.Len-h.L3 <= x.t.mtu {
 		return encap.Offload{}, false
 	}
 	if h.Dst != x.batch.host {
@@ -296,7 +296,7 @@ func (x *receiver) account(packets []Packet, joined bool) {
 		if p.Offload.IsSuper() && !x.queue.Joins(p.Offload.GSO) {
 			split += p.Sent
 		}
-		bytes := p.wireBytes()
+		bytes := p.wireBytes() * p.Sent / p.Count
 		all.add(p.Sent, bytes)
 		if peer := x.origin[from]; peer != own.peer {
 			own.addDecap(x.worker, now)
