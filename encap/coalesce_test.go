@@ -34,7 +34,7 @@ func TestCoalesceUndoesSplit(t *testing.T) {
 						payload := randomBytes(rng, count*size+tail)
 						super := withoutCWR(c.build(t, payload))
 						want := mustParseIP(t, super)
-						packets := segments(t, super, want, Offload{NeedsChecksum: true, GSO: c.gso, SegmentSize: size})
+						packets := segments(super, want, Offload{NeedsChecksum: true, GSO: c.gso, SegmentSize: size})
 						supers, joined := coalesced(t, packets)
 						if len(supers) != 1 || supers[0].Packets != len(packets) {
 							t.Fatalf("%d super-packets, the first of %d packets; want 1 of %d", len(supers), supers[0].Packets, len(packets))
@@ -90,7 +90,7 @@ func checkSuper(t *testing.T, s Super, joined, want, payload []byte, size int) {
 // pair is two packets that belong together, for tests that spoil that.
 func pair(t *testing.T, build func(testing.TB, []byte) []byte, gso GSO) [][]byte {
 	super := withoutCWR(build(t, make([]byte, 400)))
-	return segments(t, super, mustParseIP(t, super), Offload{NeedsChecksum: true, GSO: gso, SegmentSize: 200})
+	return segments(super, mustParseIP(t, super), Offload{NeedsChecksum: true, GSO: gso, SegmentSize: 200})
 }
 
 // finish makes the checksums of an IPv4 or IPv6 packet right again.
@@ -163,7 +163,7 @@ func TestCoalesceKeepsApart(t *testing.T) {
 func TestCoalesceSameIdentification(t *testing.T) {
 	for df, want := range map[byte]int{0: 3, 0x40: 1} {
 		super := withoutCWR(udp4(t, make([]byte, 600)))
-		packets := segments(t, super, mustParseIP(t, super), Offload{NeedsChecksum: true, GSO: GSOUDP, SegmentSize: 200})
+		packets := segments(super, mustParseIP(t, super), Offload{NeedsChecksum: true, GSO: GSOUDP, SegmentSize: 200})
 		for _, p := range packets {
 			p[4], p[5], p[6] = 0, 0, df
 			finish(t, p)
@@ -326,7 +326,7 @@ func checkRoundTrip(t *testing.T, packets [][]byte) (supers int) {
 		total += s.Packets
 		out := [][]byte{joined[i]}
 		if s.Offload.IsSuper() {
-			out = segments(t, joined[i], mustParseIP(t, joined[i]), s.Offload)
+			out = segments(joined[i], mustParseIP(t, joined[i]), s.Offload)
 		}
 		if len(out) != s.Packets {
 			t.Fatalf("a super-packet of %d packets is split into %d", s.Packets, len(out))
@@ -403,7 +403,7 @@ func BenchmarkCoalesce(b *testing.B) {
 		b.Run("packets=40/proto="+name, func(b *testing.B) {
 			super := withoutCWR(build(b, make([]byte, 40*1398)))
 			kind := map[string]GSO{"tcp4": GSOTCP, "udp4": GSOUDP}[name]
-			packets := segments(b, super, mustParseIP(b, super), Offload{NeedsChecksum: true, GSO: kind, SegmentSize: 1398})
+			packets := segments(super, mustParseIP(b, super), Offload{NeedsChecksum: true, GSO: kind, SegmentSize: 1398})
 			headers, first := make([]Headers, len(packets)), bytes.Clone(packets[0])
 			for i, p := range packets {
 				headers[i] = *mustParseIP(b, p)
@@ -428,7 +428,7 @@ func BenchmarkCoalesce(b *testing.B) {
 
 func TestCoalesceAllocatesNothing(t *testing.T) {
 	super := withoutCWR(tcp4(t, make([]byte, 40*1398)))
-	packets := segments(t, super, mustParseIP(t, super), Offload{NeedsChecksum: true, GSO: GSOTCP, SegmentSize: 1398})
+	packets := segments(super, mustParseIP(t, super), Offload{NeedsChecksum: true, GSO: GSOTCP, SegmentSize: 1398})
 	headers := make([]Headers, len(packets))
 	for i, p := range packets {
 		headers[i] = *mustParseIP(t, p)

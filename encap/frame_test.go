@@ -42,9 +42,9 @@ func TestFramesSplitAndJoinAsPackets(t *testing.T) {
 				const size = 1398
 				packet := withoutCWR(c.build(t, randomBytes(rng, 5*size+7)))
 				o := Offload{NeedsChecksum: true, GSO: c.gso, SegmentSize: size}
-				bare := segments(t, packet, mustParseIP(t, packet), o)
+				bare := segments(packet, mustParseIP(t, packet), o)
 				frame := frameOf(link, packet)
-				framed := segments(t, frame, mustParseFrame(t, frame), o)
+				framed := segments(frame, mustParseFrame(t, frame), o)
 				if len(framed) != len(bare) {
 					t.Fatalf("%d segments, %d of the bare packet", len(framed), len(bare))
 				}
@@ -82,7 +82,7 @@ func TestFramesSplitAndJoinAsPackets(t *testing.T) {
 func TestFramesThatAreNotJoined(t *testing.T) {
 	c := splittable[0]
 	packet := withoutCWR(c.build(t, make([]byte, 200)))
-	bare := segments(t, packet, mustParseIP(t, packet), Offload{NeedsChecksum: true, GSO: c.gso, SegmentSize: 100})
+	bare := segments(packet, mustParseIP(t, packet), Offload{NeedsChecksum: true, GSO: c.gso, SegmentSize: 100})
 	for name, pair := range map[string][2][]byte{
 		"other source": {frameOf(links["plain"], bare[0]), frameOf([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 3}, bare[1])},
 		"other tag":    {frameOf(links["tag"], bare[0]), frameOf([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x81, 0, 0xe0, 0x65}, bare[1])},

@@ -199,7 +199,7 @@ func FuzzSplit(f *testing.F) {
 		}
 		n := transportHeaderLen(b, &h)
 		var joined []byte
-		for i, seg := range segments(t, b, &h, o) {
+		for i, seg := range segments(b, &h, o) {
 			sh := mustParseIP(t, seg)
 			if sh.Src != h.Src || sh.Dst != h.Dst || sh.SrcPort != h.SrcPort || sh.Len != len(seg) {
 				t.Fatalf("segment %d: %+v of %+v", i, sh, h)

@@ -46,11 +46,16 @@ func (s *Splitter) Reset(packet []byte, h *Headers, o Offload) bool {
 	end := h.L4 + n
 	*s = Splitter{packet: packet, h: h, headers: end, payload: packet[end:h.Len], size: o.SegmentSize}
 	s.template = packet[:end]
-	s.pseudoSum = pseudoHeaderSum(packet, h, 0)
 	if ip := packet[h.L3:h.L4]; h.Kind == KindIPv4 {
 		s.ipSum = Sum(ip[12:], addSum(Sum(ip[:2], 0), Sum(ip[6:10], 0)))
 	}
-	s.unsummed = h.Proto == ProtoUDP && packet[h.L4+6]|packet[h.L4+7] == 0
+	offset, _, _ := transportChecksumOffset(h.Proto)
+	field := binary.BigEndian.Uint16(packet[h.L4+offset:])
+	s.unsummed = h.Proto == ProtoUDP && field == 0
+	s.pseudoSum = pseudoHeaderSum(packet, h, 0)
+	if o.NeedsChecksum {
+		s.pseudoSum = addSum(field, ^uint16(h.Len-h.L4)) // which knows where a packet with a routing header goes in the end (RFC 8200 section 8.1)
+	}
 	return true
 }
 

@@ -4,14 +4,24 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 )
 
-// segments splits a packet and returns the segments whole.
-func segments(t testing.TB, packet []byte, h *Headers, o Offload) [][]byte {
+// segments splits a packet, whatever its checksum is, and returns the segments whole.
+func segments(packet []byte, h *Headers, o Offload) [][]byte {
+	if o.NeedsChecksum {
+		packet = bytes.Clone(packet)
+		LeaveChecksum(packet, h)
+	}
+	return split(packet, h, o)
+}
+
+func split(packet []byte, h *Headers, o Offload) [][]byte {
 	var s Splitter
 	if !s.Reset(packet, h, o) {
 		return nil
@@ -37,7 +47,7 @@ func TestSplit(t *testing.T) {
 					packet := c.build(t, payload)
 					h := mustParseIP(t, packet)
 					o := Offload{NeedsChecksum: true, GSO: c.gso, SegmentSize: size}
-					got := segments(t, packet, h, o)
+					got := segments(packet, h, o)
 					if want := o.Segments(packet, h); len(got) != want {
 						t.Fatalf("%d segments, Segments says %d", len(got), want)
 					}
@@ -95,7 +105,7 @@ func TestSplitRefuses(t *testing.T) {
 		"no size":        {*h, Offload{GSO: GSOTCP}},
 		"fragment":       {fragment, Offload{GSO: GSOTCP, SegmentSize: 1000}},
 	} {
-		if segments(t, packet, &c.h, c.o) != nil {
+		if segments(packet, &c.h, c.o) != nil {
 			t.Errorf("%s: was split", name)
 		}
 	}
@@ -105,11 +115,43 @@ func TestSplitRefuses(t *testing.T) {
 func TestSplitKeepsAbsentUDPChecksum(t *testing.T) {
 	packet := udp4(t, make([]byte, 100))
 	packet[26], packet[27] = 0, 0
-	for i, seg := range segments(t, packet, mustParseIP(t, packet), Offload{GSO: GSOUDP, SegmentSize: 40}) {
+	for i, seg := range segments(packet, mustParseIP(t, packet), Offload{GSO: GSOUDP, SegmentSize: 40}) {
 		if seg[26] != 0 || seg[27] != 0 {
 			t.Errorf("segment %d has checksum %x", i, seg[26:28])
 		}
 	}
+}
+
+// A checksum covers where a packet goes in the end, which its IPv6 header does not tell on the way (RFC 8200 section 8.1).
+func TestSplitRoutedPacket(t *testing.T) {
+	final := netip.MustParseAddr("fd99::9")
+	payload := randomBytes(newRand(t), 3000)
+	packet := tcp6(t, payload)
+	h := mustParseIP(t, packet)
+	binary.BigEndian.PutUint16(packet[h.L4+16:], pseudoHeaderSum(to(packet, final), h, h.Len-h.L4))
+	routing := append([]byte{ProtoTCP, 2, 2, 1, 0, 0, 0, 0}, final.AsSlice()...) // RFC 6275 section 6.4.1
+	packet = slices.Insert(packet, ipv6HeaderLen, routing...)
+	packet[6] = 43
+	binary.BigEndian.PutUint16(packet[4:], uint16(len(packet)-ipv6HeaderLen))
+
+	h = mustParseIP(t, packet)
+	got := split(packet, h, SuperOffload(h, 1398))
+	if len(got) != 3 {
+		t.Fatalf("%d segments", len(got))
+	}
+	for i, seg := range got {
+		h := mustParseIP(t, seg)
+		if Sum(seg[h.L4:], pseudoHeaderSum(to(seg, final), h, h.Len-h.L4)) != 0xffff {
+			t.Errorf("segment %d: transport checksum is wrong", i)
+		}
+	}
+}
+
+// to returns a copy of an IPv6 packet for another destination.
+func to(packet []byte, dst netip.Addr) []byte {
+	packet = bytes.Clone(packet)
+	copy(packet[24:40], dst.AsSlice())
+	return packet
 }
 
 func TestSuperTCP(t *testing.T) {
@@ -119,7 +161,7 @@ func TestSuperTCP(t *testing.T) {
 	if !ok || o.GSO != GSOTCP || o.SegmentSize != 1450-20-32 {
 		t.Errorf("got %+v, %v", o, ok)
 	}
-	for i, seg := range segments(t, big, h, o) {
+	for i, seg := range segments(big, h, o) {
 		if len(seg) > 1450 {
 			t.Errorf("segment %d has %d bytes", i, len(seg))
 		}
@@ -129,6 +171,10 @@ func TestSuperTCP(t *testing.T) {
 	}
 	if _, ok := SuperTCP(big, h, 52); ok {
 		t.Error("there is no room for payload under a limit of 52")
+	}
+	big[h.L4+13] |= tcpSYN
+	if _, ok := SuperTCP(big, h, 1450); ok {
+		t.Error("two SYNs were to be made of one")
 	}
 	if u := udp4(t, make([]byte, 3000)); true {
 		if _, ok := SuperTCP(u, mustParseIP(t, u), 1450); ok {
