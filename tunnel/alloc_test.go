@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/routing"
 )
@@ -255,5 +257,36 @@ func TestSocketsDoNotAllocate(t *testing.T) {
 		if n != 0 {
 			t.Errorf("offloads %v: %v allocations for %d datagrams", offloads, n, len(out))
 		}
+	}
+}
+
+// Nor does the outer device, whichever way packets go through it.
+func TestOuterDeviceDoesNotAllocate(t *testing.T) {
+	null, err := unix.Open("/dev/null", unix.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(null)
+	s := newOuterSender(&outerTAP{name: "vxgso9", writer: null}, outerConfig{local: netip.MustParseAddr("172.30.0.1"), ttl: 64, checksum: true})
+	d := carried(t, "172.30.0.2:8472", true)
+	if n := testing.AllocsPerRun(100, func() { s.send(d, 40000) }); n != 0 || d.Sent != d.Count {
+		t.Errorf("%v allocations for a super-packet, of which %d of %d packets went", n, d.Sent, d.Count)
+	}
+
+	frame, left := outerFrame("172.30.0.1:40000", 0, 0, 0, make([]byte, 1400), true), 0
+	r := new(frameKernel).receiver(t, "172.30.0.2", false)
+	r.read = func(_ int, b []byte) (int, error) {
+		if left--; left < 0 {
+			return 0, unix.EAGAIN
+		}
+		return copy(b, frame), nil
+	}
+	var batch []Datagram
+	n := testing.AllocsPerRun(100, func() {
+		left = testBatch
+		batch, err = r.Receive()
+	})
+	if n != 0 || err != nil || len(batch) != testBatch || batch[0].Reason != encap.None {
+		t.Errorf("%v allocations for %d frames, want none for %d (%v)", n, len(batch), testBatch, err)
 	}
 }
