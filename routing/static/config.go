@@ -28,7 +28,7 @@ type Tunnel struct {
 	Underlay Underlay `yaml:"underlay" json:"underlay"`
 	Peers    []Peer   `yaml:"peers" json:"peers" default:"[]" doc:"The remote ends, all of them; can change while the tunnel runs."`
 	Routes   bool     `yaml:"routes" json:"routes" default:"true, in tap mode false" doc:"Add a route through the device for each of the peers' allowed_ips. A device that is a port of a bridge has none of its own."`
-	Tier     Tier     `yaml:"tier" json:"tier" default:"auto" doc:"Kernel offloads to use: auto (the best that works here), or one tier by name: tunnel-gso (TCP super-packets leave whole through a second device, and all that arrives comes in through it, past netfilter; Linux 6.17, CAP_BPF), udp-gso (super-packets through the device, trains through the sockets), portable (neither: what a kernel that damages them leaves). With tunnel-gso, a peer on this same machine that is neither vxlane nor the kernel must take datagrams of 64 KB."`
+	Tier     Tier     `yaml:"tier" json:"tier" default:"auto" doc:"Kernel offloads to use: auto (the best that works here), or one tier by name: tunnel-gso (TCP super-packets leave whole through a second device, and what arrives comes in through it, past netfilter; Linux 6.17, CAP_BPF), udp-gso (super-packets through the device, trains through the sockets), portable (neither: what a kernel that damages them leaves). With tunnel-gso, a peer on this same machine that is neither vxlane nor the kernel must take datagrams of 64 KB."`
 	FDB      FDB      `yaml:"fdb" json:"fdb"`
 }
 
