@@ -158,7 +158,7 @@ func (d *dots) addFrame(p *plot.Plot) {
 	for _, r := range d.remarks {
 		p.Add(label{x: p.X.Min, y: d.y(r.row, d.offset(r.series)), text: r.text})
 	}
-	p.Legend.Top, p.Legend.Left, p.Legend.YOffs = false, false, vg.Points(4)
+	p.Legend.Top, p.Legend.Left, p.Legend.YOffs = false, true, vg.Points(4)
 	p.Legend.ThumbnailWidth, p.Legend.Padding = 18, 3
 }
 
