@@ -80,8 +80,12 @@ func pseudoHeaderSum(packet []byte, h *Headers, length int) uint16 {
 		a := packet[h.L3+12 : h.L3+20]
 		return fold(sum + uint64(binary.BigEndian.Uint32(a)) + uint64(binary.BigEndian.Uint32(a[4:])))
 	}
-	for a := packet[h.L3+8 : h.L3+40]; len(a) >= 4; a = a[4:] {
-		sum += uint64(binary.BigEndian.Uint32(a))
+	src, dst := packet[h.L3+8:h.L3+24], packet[h.L3+24:h.L3+40]
+	if h.FinalDst != 0 {
+		dst = packet[h.FinalDst : h.FinalDst+16]
+	}
+	for i := 0; i < 16; i += 4 {
+		sum += uint64(binary.BigEndian.Uint32(src[i:])) + uint64(binary.BigEndian.Uint32(dst[i:]))
 	}
 	return fold(sum)
 }

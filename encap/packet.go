@@ -64,9 +64,10 @@ type Headers struct {
 	VLANs int    // number of VLAN tags in front of the packet
 	VLAN  uint16 // ID of the outermost tag, 0-4095; 0 without one
 
-	L3  int // start of the IP header, or of what follows Ethernet
-	L4  int // start of the transport header; 0 when there is none that could be found
-	Len int // length of the packet in bytes as its IP header states it; padding after it is not counted
+	L3       int // start of the IP header, or of what follows Ethernet
+	L4       int // start of the transport header; 0 when there is none that could be found
+	FinalDst int // start of the IPv6 address where the packet goes in the end, in a routing header; 0 when that is the destination
+	Len      int // length of the packet in bytes as its IP header states it; padding after it is not counted
 
 	Src, Dst         netip.Addr
 	Proto            uint8 // transport protocol, when L4 is not 0
@@ -100,6 +101,9 @@ func (h *Headers) rebase(n int) {
 	h.L3 -= n
 	if h.L4 != 0 {
 		h.L4 -= n
+	}
+	if h.FinalDst != 0 {
+		h.FinalDst -= n
 	}
 	h.Len -= n
 }
@@ -268,9 +272,19 @@ func walkExtensions(b []byte, off int, next uint8, h *Headers) {
 		default:
 			size = (int(b[off+1]) + 1) * 8
 		}
+		if next == routing && endsElsewhere(b[off:h.Len]) {
+			h.FinalDst = off + 8
+		}
 		next = b[off]
 		off += size
 	}
+}
+
+// endsElsewhere reports whether the first address in a routing header is where the packet goes in the end: a home address (RFC 6275
+// section 6.4), or the last segment of a path (RFC 8754 section 2, which counts them backwards), while there are segments left.
+func endsElsewhere(header []byte) bool {
+	const home, segments = 2, 4
+	return len(header) >= 8+16 && header[1] >= 2 && (header[2] == home || header[2] == segments) && header[3] > 0
 }
 
 // parseTransport notes where the transport header begins and reads its ports.

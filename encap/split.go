@@ -54,7 +54,7 @@ func (s *Splitter) Reset(packet []byte, h *Headers, o Offload) bool {
 	s.unsummed = h.Proto == ProtoUDP && field == 0
 	s.pseudoSum = pseudoHeaderSum(packet, h, 0)
 	if o.NeedsChecksum {
-		s.pseudoSum = addSum(field, ^uint16(h.Len-h.L4)) // which knows where a packet with a routing header goes in the end (RFC 8200 section 8.1)
+		s.pseudoSum = addSum(field, ^uint16(h.Len-h.L4)) // which knows where a packet with a source route goes in the end
 	}
 	return true
 }

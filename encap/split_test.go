@@ -18,10 +18,6 @@ func segments(packet []byte, h *Headers, o Offload) [][]byte {
 		packet = bytes.Clone(packet)
 		LeaveChecksum(packet, h)
 	}
-	return split(packet, h, o)
-}
-
-func split(packet []byte, h *Headers, o Offload) [][]byte {
 	var s Splitter
 	if !s.Reset(packet, h, o) {
 		return nil
@@ -124,34 +120,66 @@ func TestSplitKeepsAbsentUDPChecksum(t *testing.T) {
 
 // A checksum covers where a packet goes in the end, which its IPv6 header does not tell on the way (RFC 8200 section 8.1).
 func TestSplitRoutedPacket(t *testing.T) {
-	final := netip.MustParseAddr("fd99::9")
-	payload := randomBytes(newRand(t), 3000)
-	packet := tcp6(t, payload)
-	h := mustParseIP(t, packet)
-	binary.BigEndian.PutUint16(packet[h.L4+16:], pseudoHeaderSum(to(packet, final), h, h.Len-h.L4))
-	routing := append([]byte{ProtoTCP, 2, 2, 1, 0, 0, 0, 0}, final.AsSlice()...) // RFC 6275 section 6.4.1
-	packet = slices.Insert(packet, ipv6HeaderLen, routing...)
-	packet[6] = 43
-	binary.BigEndian.PutUint16(packet[4:], uint16(len(packet)-ipv6HeaderLen))
+	const routing, options = 43, 60
+	other := netip.MustParseAddr("fd99::9")
+	home := append([]byte{ProtoTCP, 2, 2, 1, 0, 0, 0, 0}, other.AsSlice()...) // RFC 6275 section 6.4.1
+	for _, c := range []struct {
+		name       string
+		next       byte
+		extensions []byte
+		final      netip.Addr
+	}{
+		{"home address", routing, home, other},
+		{"home address after options", options, append([]byte{routing, 0, 1, 4, 0, 0, 0, 0}, home...), other},
+		{"segments", routing, slices.Concat([]byte{ProtoTCP, 4, 4, 1, 1, 0, 0, 0}, other.AsSlice(), v6B.AsSlice()), other}, // RFC 8754 section 2
+		{"last segment", routing, slices.Concat([]byte{ProtoTCP, 4, 4, 0, 1, 0, 0, 0}, v6B.AsSlice(), other.AsSlice()), v6B},
+		{"unknown type", routing, append([]byte{ProtoTCP, 2, 253, 1, 0, 0, 0, 0}, other.AsSlice()...), v6B},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			packet := tcp6(t, randomBytes(newRand(t), 3000))
+			copy(packet[24:], c.final.AsSlice())
+			LeaveChecksum(packet, mustParseIP(t, packet))
+			copy(packet[24:], v6B.AsSlice())
+			packet = slices.Insert(packet, ipv6HeaderLen, c.extensions...)
+			packet[6] = c.next
+			binary.BigEndian.PutUint16(packet[4:], uint16(len(packet)-ipv6HeaderLen))
 
-	h = mustParseIP(t, packet)
-	got := split(packet, h, SuperOffload(h, 1398))
-	if len(got) != 3 {
-		t.Fatalf("%d segments", len(got))
-	}
-	for i, seg := range got {
-		h := mustParseIP(t, seg)
-		if Sum(seg[h.L4:], pseudoHeaderSum(to(seg, final), h, h.Len-h.L4)) != 0xffff {
-			t.Errorf("segment %d: transport checksum is wrong", i)
-		}
+			frame := frameOf(links["tag"], packet)
+			h := mustParseFrame(t, frame)
+			if !HasPartialChecksum(frame, h) {
+				t.Error("its checksum is not known to be partial")
+			}
+			got := segments(frame, h, SuperOffload(h, 1398))
+			if len(got) != 3 {
+				t.Fatalf("%d segments", len(got))
+			}
+			for i, seg := range got {
+				if InspectChecksum(seg, mustParseFrame(t, seg)) != ChecksumWhole {
+					t.Errorf("segment %d: transport checksum is wrong", i)
+				}
+			}
+		})
 	}
 }
 
-// to returns a copy of an IPv6 packet for another destination.
-func to(packet []byte, dst netip.Addr) []byte {
-	packet = bytes.Clone(packet)
-	copy(packet[24:40], dst.AsSlice())
-	return packet
+// Of a packet whose route is not understood, the checksum that was left to finish still is the right one.
+func TestSplitTrustsThePartialChecksum(t *testing.T) {
+	packet := tcp4(t, randomBytes(newRand(t), 3000))
+	h := mustParseIP(t, packet)
+	LeaveChecksum(packet, h)
+	was := binary.BigEndian.Uint32(packet[16:])
+	binary.BigEndian.PutUint32(packet[16:], was+1) // such as a source route does (RFC 791 section 3.1)
+	var s Splitter
+	if !s.Reset(packet, h, SuperOffload(h, 1398)) {
+		t.Fatal("cannot be split")
+	}
+	for buf := make([]byte, s.HeaderLen()); s.Next(buf); {
+		seg := slices.Concat(s.Header(), s.Payload())
+		binary.BigEndian.PutUint32(seg[16:], was)
+		if InspectChecksum(seg, mustParseIP(t, seg)) != ChecksumWhole {
+			t.Error("a segment's checksum is wrong")
+		}
+	}
 }
 
 func TestSuperTCP(t *testing.T) {
