@@ -52,9 +52,10 @@ func (s *Splitter) Reset(packet []byte, h *Headers, o Offload) bool {
 	offset, _, _ := transportChecksumOffset(h.Proto)
 	field := binary.BigEndian.Uint16(packet[h.L4+offset:])
 	s.unsummed = h.Proto == ProtoUDP && field == 0
-	s.pseudoSum = pseudoHeaderSum(packet, h, 0)
 	if o.NeedsChecksum {
 		s.pseudoSum = addSum(field, ^uint16(h.Len-h.L4)) // which knows where a packet with a source route goes in the end
+	} else {
+		s.pseudoSum = pseudoHeaderSum(packet, h, 0)
 	}
 	return true
 }
