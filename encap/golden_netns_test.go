@@ -84,8 +84,8 @@ func captureKernel(t *testing.T, file string, v6 bool, edit func(v *lab.VXLAN)) 
 			t.Error(err)
 		}
 	}
-	if err := stop(); err != nil {
-		t.Fatal(err)
+	if missed, err := stop(); missed != 0 || err != nil {
+		t.Fatalf("the capture missed %d frames: %v", missed, err)
 	}
 }
 

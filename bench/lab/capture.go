@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"net"
@@ -20,25 +21,31 @@ const (
 )
 
 // Capture writes every frame that a device of the host sends and receives to a pcap file, until the returned function
-// is called; that returns once the file is complete.
-func (h *Host) Capture(device, file string) (stop func() error, err error) {
+// is called; that returns once the file is complete, and how many frames came too fast and are missing there.
+func (h *Host) Capture(device, file string) (stop func() (missed int, err error), err error) {
 	socket, err := h.PacketSocket(device)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Create(file)
+	in, err := newRing(socket)
 	if err != nil {
 		return nil, errors.Join(err, socket.Close())
 	}
-	w := pcapgo.NewWriter(f)
+	f, err := os.Create(file)
+	if err != nil {
+		return nil, errors.Join(err, in.close(), socket.Close())
+	}
+	out := bufio.NewWriterSize(f, ringBlock)
+	w := pcapgo.NewWriter(out)
 	if err := w.WriteFileHeader(snapshotLength, layers.LinkTypeEthernet); err != nil {
-		return nil, errors.Join(err, socket.Close(), f.Close())
+		return nil, errors.Join(err, in.close(), socket.Close(), f.Close())
 	}
 	done := make(chan error, 1)
-	go func() { done <- copyFrames(socket, w, 0) }()
-	return func() error {
-		err := errors.Join(socket.SetReadDeadline(time.Now()), <-done)
-		return errors.Join(err, copyFrames(socket, w, captureQuiet), socket.Close(), f.Close())
+	go func() { done <- copyFrames(in, w, 0) }()
+	return func() (int, error) {
+		err := errors.Join(socket.SetReadDeadline(time.Now()), <-done, copyFrames(in, w, captureQuiet))
+		missed, unknown := in.missed()
+		return missed, errors.Join(err, unknown, in.close(), socket.Close(), out.Flush(), f.Close())
 	}, nil
 }
 
@@ -72,26 +79,22 @@ func (h *Host) PacketSocket(device string) (*os.File, error) {
 }
 
 // copyFrames copies until the socket's read deadline; with quiet, until nothing came for so long.
-func copyFrames(from *os.File, to *pcapgo.Writer, quiet time.Duration) error {
-	buf := make([]byte, snapshotLength)
+func copyFrames(from *ring, to *pcapgo.Writer, quiet time.Duration) error {
+	write := func(frame []byte, at time.Time) error {
+		return to.WritePacket(gopacket.CaptureInfo{Timestamp: at, CaptureLength: len(frame), Length: len(frame)}, frame)
+	}
 	for {
 		if quiet > 0 {
-			if err := from.SetReadDeadline(time.Now().Add(quiet)); err != nil {
+			if err := from.socket.SetReadDeadline(time.Now().Add(quiet)); err != nil {
 				return err
 			}
 		}
-		n, err := from.Read(buf)
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
+		err := from.read(write)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil
-		case errors.Is(err, unix.ENETDOWN):
-			continue // told once, when the device goes down
-		case err != nil:
-			return fmt.Errorf("read frame: %w", err)
 		}
-		info := gopacket.CaptureInfo{Timestamp: time.Now(), CaptureLength: n, Length: n}
-		if err := to.WritePacket(info, buf[:n]); err != nil {
-			return fmt.Errorf("write frame: %w", err)
+		if err != nil {
+			return fmt.Errorf("copy frames of %s: %w", from.socket.Name(), err)
 		}
 	}
 }

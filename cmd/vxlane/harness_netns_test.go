@@ -100,14 +100,15 @@ func (p *pair) captureOnFailure() {
 		p.t.Fatal(err)
 	}
 	p.t.Cleanup(func() {
-		if err := stop(); err != nil {
+		missed, err := stop()
+		if err != nil {
 			p.t.Error(err)
 		}
 		if !p.t.Failed() {
 			_ = os.Remove(file)
 			return
 		}
-		p.t.Logf("frames on the underlay: %s", file)
+		p.t.Logf("frames on the underlay: %s, %d missed", file, missed)
 	})
 }
 
