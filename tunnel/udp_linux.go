@@ -53,7 +53,7 @@ type UDPConfig struct {
 }
 
 // UDP is an underlay of plain UDP sockets. Datagrams are received on one port, by as many sockets as there are workers:
-// the kernel spreads outer flows over them (SO_REUSEPORT). They are sent from one socket for each bucket of source
+// the kernel spreads outer flows over them where there are several (SO_REUSEPORT). They are sent from one socket for each bucket of source
 // ports, so that routers and receivers can tell flows apart (RFC 7348 section 5).
 type UDP struct {
 	cfg       UDPConfig
@@ -89,7 +89,7 @@ func (u *UDP) open() error {
 	}
 	u.negotiate()
 	for range u.cfg.Receivers {
-		fd, err := u.receiveSocket(u.cfg.Local)
+		fd, err := u.receiveSocket(u.cfg.Local, u.sharesPort())
 		if err != nil {
 			return err
 		}
@@ -135,9 +135,16 @@ func (u *UDP) PathMTU(remote netip.Addr) (int, error) {
 	return mtu, nil
 }
 
-// claimPort finds out whether someone has the port: the receivers, which share it among themselves with SO_REUSEPORT,
+// sharesPort reports whether more than one socket of this process is to receive on the port. One alone has it for itself, and the kernel chooses none
+// for each datagram: a twentieth of TCP's throughput where GRO looks the socket up (docs/decisions/0008-udp-gso.md).
+func (u *UDP) sharesPort() bool { return u.cfg.Receivers > 1 || u.cfg.Shared != nil }
+
+// claimPort finds out whether someone has the port: receivers that share it among themselves with SO_REUSEPORT
 // would share it with any other process that does.
 func (u *UDP) claimPort() error {
+	if !u.sharesPort() {
+		return nil
+	}
 	if u.cfg.Shared != nil {
 		if first, err := u.cfg.Shared.join(u.cfg.VNI, u.cfg.Receivers); err != nil || !first {
 			return err
@@ -151,14 +158,16 @@ func (u *UDP) claimPort() error {
 	return u.bind(fd, u.cfg.Port)
 }
 
-// receiveSocket opens a socket for what comes to an address of this host, or to a group.
-func (u *UDP) receiveSocket(to netip.Addr) (int, error) {
+// receiveSocket opens a socket for what comes to an address of this host, or to a group. It shares the port with others that do, or has it alone.
+func (u *UDP) receiveSocket(to netip.Addr, shared bool) (int, error) {
 	fd, err := u.socket()
 	if err != nil {
 		return -1, err
 	}
-	err = errors.Join(
-		setOption(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1, "SO_REUSEPORT"),
+	if shared {
+		err = setOption(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1, "SO_REUSEPORT")
+	}
+	err = errors.Join(err,
 		setOption(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1, "SO_RXQ_OVFL"),
 		setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receiveBuffer),
 	)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -126,10 +127,29 @@ func TestFewerPortsThanBuckets(t *testing.T) {
 
 // A port that someone has is refused, also when both sides would share it (SO_REUSEPORT).
 func TestTakenPortIsRefused(t *testing.T) {
-	cfg := loopbackConfig(t, 2)
+	for _, receivers := range []int{1, 2} {
+		cfg := loopbackConfig(t, receivers)
+		openUDP(t, cfg)
+		for _, again := range []int{1, 2} {
+			cfg.Receivers = again
+			if u, err := OpenUDP(cfg); !errors.Is(err, unix.EADDRINUSE) {
+				t.Errorf("%d receivers, then %d: %v, %v", receivers, again, u, err)
+			}
+		}
+	}
+}
+
+// Nobody else, whoever runs it, gets datagrams of a tunnel that has one receiver.
+func TestLoneReceiverSharesWithNobody(t *testing.T) {
+	cfg := loopbackConfig(t, 1)
 	openUDP(t, cfg)
-	if u, err := OpenUDP(cfg); !errors.Is(err, unix.EADDRINUSE) {
-		t.Errorf("opened twice: %v, %v", u, err)
+	share := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		unused := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
+		return errors.Join(unused, err)
+	}}
+	c, err := share.ListenPacket(t.Context(), "udp4", netip.AddrPortFrom(cfg.Local, cfg.Port).String())
+	if !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("another socket on the port: %v, %v", c, err)
 	}
 }
 
