@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/bench/lab"
@@ -86,17 +85,16 @@ func sendBursts(t *testing.T, a, b *lab.Host, bursts, packets, size int) (messag
 		t.Fatal(err)
 	}
 	out, in := make([]byte, packets*size), make([]byte, 1<<16)
-	in4 := ipv4.NewPacketConn(to)
 	for i := range bursts {
 		if _, err := from.WriteTo(out, to.LocalAddr()); err != nil {
 			t.Fatal(err)
 		}
 		for got := 0; got < len(out); messages++ {
-			m := []ipv4.Message{{Buffers: [][]byte{in}}}
-			if _, err := in4.ReadBatch(m, 0); err != nil {
+			n, _, err := to.ReadFrom(in)
+			if err != nil {
 				t.Fatalf("burst %d, byte %d: %v", i, got, err)
 			}
-			got += m[0].N
+			got += n
 		}
 	}
 	return messages
