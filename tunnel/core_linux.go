@@ -68,26 +68,31 @@ func parseUptime(b []byte) (d time.Duration) {
 	return d
 }
 
-// keepCore implements Scheduler.Keep. Workers take the cores that the thread may use from the last one on, as interrupts that nobody spreads
+// keepCore implements Scheduler.Keep. Cores are numbered from the last one that the thread may use on down, as interrupts that nobody spreads
 // come to the first. What somebody else makes of the thread's cores meanwhile (taskset(1)) stays.
-func keepCore(worker int) (keep func(on bool)) {
+func keepCore(home, away int) (move func(Place)) {
 	var were, own, now unix.CPUSet
 	if unix.SchedGetaffinity(0, &were) != nil || were.Count() < 2 {
 		return nil
 	}
-	return func(on bool) {
+	return func(to Place) {
 		if unix.SchedGetaffinity(0, &now) != nil {
 			return
 		}
-		switch {
-		case on:
+		if now != own {
 			were = now
-			own.Zero()
-			own.Set(fromLast(&were, worker))
-			_ = unix.SchedSetaffinity(0, &own)
-		case now == own:
-			_ = unix.SchedSetaffinity(0, &were)
 		}
+		own.Zero()
+		switch to {
+		case Home:
+			own.Set(fromLast(&were, home))
+		case Away:
+			own.Set(fromLast(&were, away))
+		default:
+			_ = unix.SchedSetaffinity(0, &were)
+			return
+		}
+		_ = unix.SchedSetaffinity(0, &own)
 	}
 }
 

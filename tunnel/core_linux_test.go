@@ -32,30 +32,36 @@ func TestKeepCore(t *testing.T) {
 	}
 	onThread(func() {
 		before := cores(t)
-		for worker := range 2 * runtime.NumCPU() {
-			keep := keepCore(worker)
-			keep(true)
-			if got := cores(t); got.Count() != 1 || !got.IsSet(fromLast(&before, worker)) {
-				t.Errorf("worker %d: keeps to %v", worker, got)
+		for home := range 2 * runtime.NumCPU() {
+			away := home + 1
+			move := keepCore(home, away)
+			for _, c := range []struct {
+				to   Place
+				core int
+			}{{Home, home}, {Away, away}, {Home, home}} {
+				move(c.to)
+				if got := cores(t); got.Count() != 1 || !got.IsSet(fromLast(&before, c.core)) {
+					t.Errorf("cores %d and %d, place %d: keeps to %v", home, away, c.to, got)
+				}
 			}
-			if keep(false); cores(t) != before {
-				t.Errorf("worker %d: has %v afterwards, %v before", worker, cores(t), before)
+			if move(Roaming); cores(t) != before {
+				t.Errorf("cores %d and %d: has %v afterwards, %v before", home, away, cores(t), before)
 			}
 		}
 	})
 	onThread(func() {
 		before := cores(t)
-		keep := keepCore(0)
-		keep(true)
+		move := keepCore(0, 1)
+		move(Home)
 		var other unix.CPUSet
 		other.Set(fromLast(&before, 1))
 		if err := unix.SchedSetaffinity(0, &other); err != nil {
 			t.Error(err)
 		}
-		if keep(false); cores(t) != other {
+		if move(Roaming); cores(t) != other {
 			t.Errorf("what somebody else set is %v now", cores(t))
 		}
-		if keepCore(0) != nil {
+		if keepCore(0, 1) != nil {
 			t.Error("there is a choice with one core")
 		}
 	})

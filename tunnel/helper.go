@@ -28,6 +28,9 @@ type helper struct {
 	clock     atomic.Pointer[func() time.Duration]
 	stream    atomic.Bool // this way alone is one
 	patient   bool
+	wanted    atomic.Int32 // the Place where the worker's threads run
+	place     Place
+	move      func(Place) // moves the helper's; nil: it stays roaming
 }
 
 func newHelper(r *receiver, s *Scheduler) *helper {
@@ -40,6 +43,10 @@ func (h *helper) run() error {
 	defer close(h.gone)
 	clock := h.scheduler.Clock()
 	h.clock.Store(&clock)
+	if h.scheduler.Keep != nil {
+		workers, own := h.receive.t.cores(h.receive.worker)
+		h.move = h.scheduler.Keep(own, workers)
+	}
 	for range h.begin {
 		if err := h.work(); err != nil {
 			return err
@@ -50,7 +57,9 @@ func (h *helper) run() error {
 }
 
 func (h *helper) work() error {
+	defer h.settle(Roaming)
 	for h.working.Load() {
+		h.settle(Place(h.wanted.Load()))
 		moved, err := h.receive.turn()
 		if err != nil {
 			return fmt.Errorf("move packets to the device: %w", err)
@@ -69,6 +78,14 @@ func (h *helper) work() error {
 		h.bytes.Add(int64(moved.bytes))
 	}
 	return nil
+}
+
+// settle moves the thread where it is to run.
+func (h *helper) settle(where Place) {
+	if h.move != nil && where != h.place {
+		h.place = where
+		h.move(where)
+	}
 }
 
 // moved returns what was moved since it was asked last.

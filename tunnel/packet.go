@@ -217,7 +217,7 @@ type Scheduler struct {
 	Idle func() time.Duration
 	// Clock returns how to ask, from any thread, how long the calling one has been on a core. It is used where Cores allows second threads.
 	Clock func() func() time.Duration
-	// Keep prepares the calling thread, the one of the worker with this index, for keeping to one core: what it returns makes the thread do so, or
-	// gives it back to the scheduler. It is nil where there is no choice. Keep may be nil. It is used where Yield is.
-	Keep func(worker int) (keep func(on bool))
+	// Keep prepares the calling thread for keeping to one core, of the two with these numbers, from 0 on: what it returns moves the thread to the first
+	// (Home) or the second (Away), or gives it back to the scheduler (Roaming). It is nil where there is no choice. Keep may be nil. It is used where Yield is.
+	Keep func(home, away int) (move func(Place))
 }

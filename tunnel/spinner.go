@@ -123,7 +123,8 @@ func (s *spinner) measure(now time.Duration) {
 		if s.dense && sent.packets > 0 && received.packets > 0 {
 			s.relief.seen(now)
 		}
-		s.keeper.bytes += sent.bytes + received.bytes
+		s.keeper.moved[Encap] += sent.bytes
+		s.keeper.moved[Decap] += received.bytes
 		s.moved, s.counted = [2]haul{}, now
 		s.follow(s.crowded[Encap] || s.dense && !s.relief.wanted)
 	}

@@ -124,6 +124,9 @@ func New(cfg Config, device Device, underlay Underlay) (*Tunnel, error) {
 	return t, nil
 }
 
+// cores returns the numbers of the cores that a worker and its helper keep to, when they do.
+func (t *Tunnel) cores(worker int) (own, helpers int) { return worker, len(t.workers) + worker }
+
 // slowWorker is the index of the counters that packets released by the neighbour table are booked under.
 func (t *Tunnel) slowWorker() int { return len(t.workers) }
 

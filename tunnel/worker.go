@@ -16,10 +16,10 @@ type worker struct {
 	receive  *receiver
 	waiter   Waiter // for both ends
 	spinner  spinner
-	kept     bool          // the thread keeps to one core
-	keep     func(on bool) // makes it so; nil: it never does
-	helper   *helper       // nil: there is no core for one
-	waiters  []Waiter      // its own and its helper's
+	place    Place       // where its threads run
+	move     func(Place) // moves its own; nil: it stays roaming
+	helper   *helper     // nil: there is no core for one
+	waiters  []Waiter    // its own and its helper's
 	stopping atomic.Bool
 }
 
@@ -27,8 +27,9 @@ type worker struct {
 func (w *worker) run() error {
 	runtime.LockOSThread()
 	if s := &w.transmit.t.cfg.Scheduler; s.Keep != nil && s.Yield != nil {
-		w.keep = s.Keep(w.transmit.worker)
-		w.spinner.keeper.able = w.keep != nil
+		own, helpers := w.transmit.t.cores(w.transmit.worker)
+		w.move = s.Keep(own, helpers)
+		w.spinner.keeper.able = w.move != nil
 	}
 	if w.helper != nil {
 		own := w.helper.scheduler.Clock()
@@ -57,11 +58,15 @@ func (w *worker) run() error {
 	return nil
 }
 
-// settle has the thread keep to one core, or not, as the spinner finds right.
+// settle has the threads keep to cores, or not, as the spinner finds right.
 func (w *worker) settle() {
-	if w.kept != w.spinner.keeper.wanted {
-		w.kept = w.spinner.keeper.wanted
-		w.keep(w.kept)
+	if w.place == w.spinner.keeper.wanted {
+		return
+	}
+	w.place = w.spinner.keeper.wanted
+	w.move(w.place)
+	if w.helper != nil {
+		w.helper.wanted.Store(int32(w.place))
 	}
 }
 
