@@ -74,6 +74,7 @@ func (h *helper) work() error {
 			}
 			continue
 		}
+		goOn(h.inward, true)
 		h.packets.Add(int64(moved.packets))
 		h.bytes.Add(int64(moved.bytes))
 	}

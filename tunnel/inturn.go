@@ -26,4 +26,4 @@ func (p *receiverPair) Receive() ([]Datagram, error) {
 	return nil, nil
 }
 
-func (p *receiverPair) fds() []int { return append(p.ends[0].fds(), p.ends[1].fds()...) }
+func (p *receiverPair) inputs() []*input { return append(p.ends[0].inputs(), p.ends[1].inputs()...) }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -369,5 +370,28 @@ func TestTrace(t *testing.T) {
 	}
 	if s := r.tunnel.Stats(); s.Encap.Received+s.Decap.Received != 0 {
 		t.Errorf("tracing counted: %+v", s)
+	}
+}
+
+// An underlay that always has more keeps no packet of the device waiting.
+func TestEndlessReceiverStarvesNobody(t *testing.T) {
+	r := newRig(t, rigConfig())
+	packet := udp(t, "10.99.0.1", "10.99.0.2", 53, []byte("hello"))
+	received := 0
+	r.underlay.Receiver(0).Endless = func() []tunnel.Datagram {
+		if received++; received%1000 == 0 && received <= 100_000 {
+			r.device.Queue(0).Put(packet)
+		}
+		return []tunnel.Datagram{tunneltest.From("172.30.0.2", frame(udp(t, "10.99.0.2", "10.99.0.1", 53, nil)))}
+	}
+	r.start()
+	for received := uint64(0); received < 100_000; received = r.tunnel.Stats().Decap.Received {
+		runtime.Gosched()
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if sent := sentTo(r, "172.30.0.2:8472"); len(sent) < 99 {
+		t.Errorf("%d packets sent of 100 that the device had meanwhile", len(sent))
 	}
 }

@@ -17,7 +17,7 @@ import (
 // them from the underlay's. What IP and UDP check for a socket it checks itself.
 type outerReceiver struct {
 	tap   *outerTAP
-	queue int // descriptor
+	queue input
 	quiet int // an eventfd that never has anything, for the place of queue
 	local netip.AddrPort
 	zero6 bool // datagrams over IPv6 may come without checksum
@@ -42,19 +42,19 @@ func newOuterReceiver(tap *outerTAP, queue int, rule ingressRule, zero6 bool) (*
 		return nil, os.NewSyscallError("eventfd", err)
 	}
 	return &outerReceiver{
-		tap: tap, queue: queue, quiet: quiet, local: netip.AddrPortFrom(rule.local, rule.port), zero6: zero6, read: read,
+		tap: tap, queue: input{fd: queue}, quiet: quiet, local: netip.AddrPortFrom(rule.local, rule.port), zero6: zero6, read: read,
 		arena: make([]byte, receiveBytes+frameSpace), batch: make([]Datagram, 0, receiveSlots),
 	}, nil
 }
 
-func (r *outerReceiver) fds() []int { return []int{r.queue} }
+func (r *outerReceiver) inputs() []*input { return []*input{&r.queue} }
 
 // Receive implements Receiver. A batch is as large as one from a socket (udpReceiver.adapt).
 func (r *outerReceiver) Receive() ([]Datagram, error) {
 	r.batch = r.batch[:0]
-	for at, packets := 0, 0; len(r.batch) < cap(r.batch) && packets < receivePackets && len(r.arena)-at >= frameSpace; {
+	for at, packets := 0, 0; !r.queue.drained && len(r.batch) < cap(r.batch) && packets < receivePackets && len(r.arena)-at >= frameSpace; {
 		b := r.arena[at : at+frameSpace]
-		n, err := r.read(r.queue, b)
+		n, err := r.read(r.queue.fd, b)
 		r.calls.Add(1)
 		if err == nil || err == unix.EINVAL { // of which the metadata cannot be told is lost (drivers/net/tun.c, tun_put_user)
 			d := r.datagram(b[:n:n])
@@ -65,7 +65,10 @@ func (r *outerReceiver) Receive() ([]Datagram, error) {
 			continue
 		}
 		switch err {
-		case unix.EAGAIN, unix.EINTR:
+		case unix.EAGAIN:
+			r.queue.exhausted()
+			return r.batch, nil
+		case unix.EINTR:
 			return r.batch, nil
 		case unix.EBADFD:
 			return r.batch, r.end()
@@ -126,7 +129,7 @@ func (r *outerReceiver) sound(flags byte, packet, payload []byte) bool {
 // device that is gone ready for ever.
 func (r *outerReceiver) end() error {
 	r.tap.endIngress(r.tap.name + " is gone")
-	if err := unix.Dup3(r.quiet, r.queue, unix.O_CLOEXEC); err != nil {
+	if err := unix.Dup3(r.quiet, r.queue.fd, unix.O_CLOEXEC); err != nil {
 		return fmt.Errorf("replace the queue of %s, which is gone: %w", r.tap.name, err)
 	}
 	return nil

@@ -213,18 +213,18 @@ func TestOuterReceiveWithoutDevice(t *testing.T) {
 	if err := unix.Pipe2(ends[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
-	r.queue = ends[0]
+	r.queue.fd = ends[0]
 	defer unix.Close(ends[0])
 	if err := unix.Close(ends[1]); err != nil { // hung up: ready for ever
 		t.Fatal(err)
 	}
-	if !ready(t, r.queue) {
+	if !ready(t, r.queue.fd) {
 		t.Fatal("a pipe that is hung up is not ready")
 	}
 	if batch, err := r.Receive(); len(batch) != 1 || err != nil {
 		t.Fatalf("%d datagrams, %v", len(batch), err)
 	}
-	if ready(t, r.queue) {
+	if ready(t, r.queue.fd) {
 		t.Error("ready, with nothing to read")
 	}
 	r.read = read
@@ -264,7 +264,7 @@ func TestInTurn(t *testing.T) {
 	if string(order) != "aba" {
 		t.Errorf("order %q", order)
 	}
-	if got := p.fds(); len(got) != 3 {
+	if got := p.inputs(); len(got) != 3 {
 		t.Errorf("descriptors %v", got)
 	}
 }

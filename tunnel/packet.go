@@ -196,6 +196,11 @@ type Underlay interface {
 type Waiter interface {
 	// Wait returns when one of its ends may have something, after Wake, or for no reason. Brief says that more is expected soon.
 	Wait(brief bool) error
+	// Drained reports whether no end has more, as far as the last Wait and what was read since tell. Ends that have no more need not look for
+	// packets: only the next Wait, or Look, says otherwise.
+	Drained() bool
+	// Look has all ends look for packets again, without a Wait.
+	Look()
 	// Wake ends the current or the next Wait. Any goroutine may call it, until Close.
 	Wake()
 	// Close gives back what the waiter holds. Wait must have returned.

@@ -185,7 +185,7 @@ func TestTrainsArrive(t *testing.T) {
 				}
 			}
 			if !gro {
-				if err := setOption(u.receivers[0].(*udpReceiver).socket, unix.IPPROTO_UDP, unix.UDP_GRO, 0, "UDP_GRO"); err != nil {
+				if err := setOption(u.receivers[0].(*udpReceiver).socket.fd, unix.IPPROTO_UDP, unix.UDP_GRO, 0, "UDP_GRO"); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -11,9 +11,10 @@ import (
 
 // tunQueue is one queue of a TUN device.
 type tunQueue struct {
-	t              *TUN
-	reader, writer int // descriptors
-	virtio         int // bytes in front of each packet: virtioHeaderLen, or 0
+	t      *TUN
+	reader input
+	writer int // descriptor
+	virtio int // bytes in front of each packet: virtioHeaderLen, or 0
 
 	// For Write alone, which another thread than Read's may call.
 	header   [virtioHeaderLen]byte
@@ -32,14 +33,14 @@ type tunQueue struct {
 }
 
 func newTUNQueue(t *TUN, reader, writer int) *tunQueue {
-	q := &tunQueue{t: t, reader: reader, writer: writer, read: read, writev: writev, iov: make([]unix.Iovec, 0, 2*MaxTrain)}
+	q := &tunQueue{t: t, reader: input{fd: reader}, writer: writer, read: read, writev: writev, iov: make([]unix.Iovec, 0, 2*MaxTrain)}
 	if t.cfg.Offloads {
 		q.virtio = virtioHeaderLen
 	}
 	return q
 }
 
-func (q *tunQueue) fds() []int { return []int{q.reader} }
+func (q *tunQueue) inputs() []*input { return []*input{&q.reader} }
 
 // Joins implements Queue.
 func (q *tunQueue) Joins(g encap.GSO) bool {
@@ -54,16 +55,17 @@ func (q *tunQueue) Joins(g encap.GSO) bool {
 
 // Read implements Queue.
 func (q *tunQueue) Read(b *Batch) error {
-	for {
+	for !q.reader.drained {
 		space := b.Space()
 		if space == nil {
 			return nil
 		}
 		space = space[Headroom-q.virtio:]
-		n, err := q.read(q.reader, space)
+		n, err := q.read(q.reader.fd, space)
 		q.reads.Add(1)
 		switch {
 		case err == unix.EAGAIN:
+			q.reader.exhausted()
 			return nil
 		case err == unix.EINTR:
 		case err == unix.EBADFD:
@@ -76,6 +78,7 @@ func (q *tunQueue) Read(b *Batch) error {
 			b.Add(n-q.virtio, readVirtio(space))
 		}
 	}
+	return nil
 }
 
 // Write implements Queue.

@@ -451,7 +451,7 @@ func (u *UDP) Close() error {
 		errs = append(errs, unix.Close(r.quiet))
 	}
 	for _, r := range u.sources {
-		errs = append(errs, unix.Close(r.socket))
+		errs = append(errs, unix.Close(r.socket.fd))
 	}
 	for _, fd := range u.sockets {
 		errs = append(errs, unix.Close(fd))

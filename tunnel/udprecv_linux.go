@@ -25,7 +25,7 @@ const (
 
 // udpReceiver receives batches from one socket.
 type udpReceiver struct {
-	socket int
+	socket input
 	calls  routing.Counter
 	ovfl   atomic.Uint32 // the kernel's own count
 	errnos errnoCounters // of calls that failed and were made again
@@ -50,7 +50,7 @@ type receiveSlot struct {
 
 func newUDPReceiver(socket int) *udpReceiver {
 	r := &udpReceiver{
-		socket: socket, recvmmsg: recvmmsg, want: receiveSlots,
+		socket: input{fd: socket}, recvmmsg: recvmmsg, want: receiveSlots,
 		slots: make([]receiveSlot, receiveSlots), msgs: make([]mmsghdr, receiveSlots), batch: make([]Datagram, receiveSlots),
 	}
 	arena := make([]byte, receiveSlots*maxPacket)
@@ -75,19 +75,25 @@ func (r *udpReceiver) offer(i int) {
 	r.msgs[i].hdr.SetControllen(len(r.slots[i].control))
 }
 
-func (r *udpReceiver) fds() []int { return []int{r.socket} }
+func (r *udpReceiver) inputs() []*input { return []*input{&r.socket} }
 
 // Receive implements Receiver.
 func (r *udpReceiver) Receive() ([]Datagram, error) {
+	if r.socket.drained {
+		return nil, nil
+	}
 	for i := range r.used {
 		r.offer(i)
 	}
 	r.used = 0
 	r.calls.Add(1)
-	n, err := r.recvmmsg(r.socket, r.msgs[:r.want])
+	n, err := r.recvmmsg(r.socket.fd, r.msgs[:r.want])
 	switch err {
 	case nil:
-	case unix.EAGAIN, unix.EINTR:
+	case unix.EAGAIN:
+		r.socket.exhausted()
+		return nil, nil
+	case unix.EINTR:
 		return nil, nil
 	case unix.EBADF, unix.ENOTSOCK:
 		return nil, fmt.Errorf("receive from underlay: %w", err)
@@ -96,7 +102,9 @@ func (r *udpReceiver) Receive() ([]Datagram, error) {
 		time.Sleep(retryPause)
 		return nil, nil
 	}
-	r.used = n
+	if r.used = n; n < r.want {
+		r.socket.exhausted()
+	}
 	bytes, packets := 0, 0
 	for i := range n {
 		d := &r.batch[i]

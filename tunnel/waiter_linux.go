@@ -12,12 +12,24 @@ import (
 )
 
 // descriptor is an end that the kernel can wait for.
-type descriptor interface{ fds() []int }
+type descriptor interface{ inputs() []*input }
+
+// input is a descriptor that packets are read from. One that was read to its end is not asked again before a waiter has seen more there: with one
+// stream, most reads would be in vain (docs/decisions/0009). It belongs to the thread that reads, which is also the one that waits.
+type input struct {
+	fd      int
+	watched bool // by a waiter: else only reading tells
+	drained bool
+}
+
+// exhausted notes that a read found no more.
+func (in *input) exhausted() { in.drained = in.watched }
 
 // pollWaiter sleeps in ppoll(2): who sends to a descriptor that is in an epoll set pays for that with every packet, asleep or not.
 type pollWaiter struct {
-	fds  []unix.PollFd
-	wake int // eventfd
+	fds    []unix.PollFd // of inputs, and wake
+	inputs []*input
+	wake   int // eventfd
 }
 
 // KernelScheduler is for workers whose ends are a TUN device and UDP sockets.
@@ -33,8 +45,10 @@ func newPollWaiter(q Queue, r Receiver) (Waiter, error) {
 		if !ok {
 			return nil, fmt.Errorf("wait for %T: it has no file descriptor", end)
 		}
-		for _, fd := range d.fds() {
-			w.add(fd)
+		for _, in := range d.inputs() {
+			in.watched = true
+			w.inputs = append(w.inputs, in)
+			w.add(in.fd)
 		}
 	}
 	var err error
@@ -54,9 +68,11 @@ func (w *pollWaiter) add(fd int) {
 // the scheduler loses patience with a goroutine that seems to run (runtime/proc.go, forcePreemptNS).
 func (w *pollWaiter) Wait(brief bool) error {
 	if !brief {
-		_, err := unix.Ppoll(w.fds, nil, nil)
+		if _, err := unix.Ppoll(w.fds, nil, nil); err != nil {
+			return pollError(err)
+		}
 		w.rouse()
-		return pollError(err)
+		return nil
 	}
 	most := unix.NsecToTimespec(int64(8 * time.Millisecond)) // the kernel writes to it
 	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&w.fds[0])), uintptr(len(w.fds)), uintptr(unsafe.Pointer(&most)), 0, 0, 0)
@@ -70,8 +86,28 @@ func (w *pollWaiter) Wait(brief bool) error {
 	return nil
 }
 
-// rouse takes back a Wake that ended a Wait.
+// Drained implements Waiter.
+func (w *pollWaiter) Drained() bool {
+	for _, in := range w.inputs {
+		if !in.drained {
+			return false
+		}
+	}
+	return true
+}
+
+// Look implements Waiter.
+func (w *pollWaiter) Look() {
+	for _, in := range w.inputs {
+		in.drained = false
+	}
+}
+
+// rouse tells the inputs what a Wait found, and takes back a Wake that ended it.
 func (w *pollWaiter) rouse() {
+	for i, in := range w.inputs {
+		in.drained = w.fds[i].Revents == 0
+	}
 	if w.fds[len(w.fds)-1].Revents != 0 {
 		var count [8]byte
 		_, _ = unix.Read(w.wake, count[:])

@@ -41,18 +41,15 @@ func (w *worker) run() error {
 		if err != nil {
 			return err
 		}
-		idle := received.packets+sent.packets == 0
-		if idle {
-			idle = !w.spinner.again()
-		} else {
+		found := received.packets+sent.packets > 0
+		again := !found && w.spinner.again()
+		if found {
 			w.spinner.found(received, sent)
 		}
 		w.share()
 		w.settle()
-		if idle {
-			if err := w.sleep(); err != nil {
-				return fmt.Errorf("wait for packets: %w", err)
-			}
+		if err := w.rest(found, again); err != nil {
+			return fmt.Errorf("wait for packets: %w", err)
 		}
 	}
 	return nil
@@ -98,15 +95,30 @@ func (w *worker) share() {
 	}
 }
 
-// sleep returns when there may be something to move.
-func (w *worker) sleep() (err error) {
-	if w.lent() {
-		err = w.helper.outward.Wait(true)
-	} else {
-		err = w.waiter.Wait(w.spinner.expects())
+// rest looks again at once, or sleeps until there may be something to move.
+func (w *worker) rest(found, again bool) error {
+	if found || again {
+		goOn(w.sleeper(), found)
+		return nil
 	}
+	err := w.sleeper().Wait(w.lent() || w.spinner.expects())
 	w.spinner.woken()
 	return err
+}
+
+// sleeper is for the ends that the worker reads from.
+func (w *worker) sleeper() Waiter {
+	if w.lent() {
+		return w.helper.outward
+	}
+	return w.waiter
+}
+
+// goOn prepares another turn without a wait, in which ends are looked at that may have more. Where there is one that always has, so may all.
+func goOn(ends Waiter, found bool) {
+	if !found || !ends.Drained() {
+		ends.Look()
+	}
 }
 
 // open prepares what the worker, and its helper, sleep in. On error, waiters has what must be closed.

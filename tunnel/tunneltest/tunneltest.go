@@ -62,6 +62,7 @@ func (d *Device) Close() error { return nil }
 type Queue struct {
 	in   chan [][]byte
 	bell bell
+	end  end
 
 	// Offload is the metadata of every packet that the tunnel reads; TakesSupers makes it write super-packets whole.
 	Offload     encap.Offload
@@ -85,12 +86,16 @@ func (q *Queue) Put(packets ...[]byte) {
 
 // Read implements tunnel.Queue.
 func (q *Queue) Read(b *tunnel.Batch) error {
+	if q.end.drained {
+		return nil
+	}
 	select {
 	case packets := <-q.in:
 		for _, p := range packets {
 			b.Add(copy(b.Space()[tunnel.Headroom:], p), q.Offload)
 		}
 	default:
+		q.end.exhausted()
 	}
 	return q.Unreadable
 }
@@ -223,6 +228,10 @@ func (u *Underlay) Close() error { return nil }
 type Receiver struct {
 	in   chan []tunnel.Datagram
 	bell bell
+	end  end
+
+	// Endless, when set, is received whenever there is nothing else.
+	Endless func() []tunnel.Datagram
 }
 
 // Put hands datagrams to the tunnel as one batch.
@@ -238,13 +247,25 @@ func From(addr string, data []byte) tunnel.Datagram {
 
 // Receive implements tunnel.Receiver.
 func (r *Receiver) Receive() ([]tunnel.Datagram, error) {
+	if r.end.drained {
+		return nil, nil
+	}
 	select {
 	case datagrams := <-r.in:
 		return datagrams, nil
 	default:
+		if r.Endless != nil {
+			return r.Endless(), nil
+		}
+		r.end.exhausted()
 		return nil, nil
 	}
 }
+
+// end is one that looks for packets no more when it had none, until a waiter says otherwise.
+type end struct{ watched, drained bool }
+
+func (e *end) exhausted() { e.drained = e.watched }
 
 // bell is what an end rings when there is something. All waiters that were told of it hear it.
 type bell struct {
@@ -267,16 +288,25 @@ func (b *bell) tell(w *waiter) {
 }
 
 // waiter sleeps until a bell rings.
-type waiter struct{ rung chan struct{} }
+type waiter struct {
+	rung chan struct{}
+	ends []*end
+}
+
+func (w *waiter) watch(b *bell, e *end) {
+	b.tell(w)
+	e.watched = true
+	w.ends = append(w.ends, e)
+}
 
 // NewWaiter makes a waiter for a Queue, a Receiver, or both.
 func NewWaiter(q tunnel.Queue, r tunnel.Receiver) (tunnel.Waiter, error) {
 	w := &waiter{rung: make(chan struct{}, 1)}
 	if q != nil {
-		q.(*Queue).bell.tell(w)
+		w.watch(&q.(*Queue).bell, &q.(*Queue).end)
 	}
 	if r != nil {
-		r.(*Receiver).bell.tell(w)
+		w.watch(&r.(*Receiver).bell, &r.(*Receiver).end)
 	}
 	return w, nil
 }
@@ -284,7 +314,25 @@ func NewWaiter(q tunnel.Queue, r tunnel.Receiver) (tunnel.Waiter, error) {
 // Wait implements tunnel.Waiter.
 func (w *waiter) Wait(bool) error {
 	<-w.rung
+	w.Look()
 	return nil
+}
+
+// Drained implements tunnel.Waiter.
+func (w *waiter) Drained() bool {
+	for _, e := range w.ends {
+		if !e.drained {
+			return false
+		}
+	}
+	return true
+}
+
+// Look implements tunnel.Waiter.
+func (w *waiter) Look() {
+	for _, e := range w.ends {
+		e.drained = false
+	}
 }
 
 // Wake implements tunnel.Waiter.
