@@ -3,12 +3,12 @@ package tunnel
 import "time"
 
 const (
-	// settled is how long a stream must have been under way for its worker to try whether keeping to a core pays.
+	// settled is how long a stream must have been under way for its worker to try whether another layout pays.
 	settled = 20 * time.Millisecond
-	// Each place is tried for tryFor, and the best one kept for stayFor. What is moved in the first settleIn does not count: congestion
+	// Each layout is tried for tryFor, and the best one kept for stayFor. What is moved in the first settleIn does not count: congestion
 	// control takes some round trips to find out what it may send.
 	settleIn, tryFor, stayFor = 60 * time.Millisecond, 150 * time.Millisecond, 5 * time.Second
-	// worthMoving is how many times as much another place must move.
+	// worthMoving is how many times as much another layout must move.
 	worthMoving = 1.03
 )
 
@@ -21,27 +21,37 @@ const (
 	Away                 // each keeps to the other's core
 )
 
-// others are what is tried besides a place.
-var others = [...][2]Place{Roaming: {Away, Home}, Home: {Roaming, Away}, Away: {Roaming, Home}}
+// layout is how a worker does its work: where its threads run, and whether the helper takes part, whatever relief finds.
+type layout struct {
+	place  Place
+	helped bool
+}
 
-// keeper decides whether a worker keeps to one core, and to which: in a stream that goes both ways, where it moves most. When the machine is busy, Linux
-// looks for no idle core for a thread that is woken (kernel/sched/fair.c, select_idle_cpu and nr_idle_scan), but leaves it on the core of who woke it. For
-// a worker that is the core of the sender and of the timers that pace it, where it waits while another core is idle. Which core is the right one, or none,
-// nothing tells but the throughput (docs/decisions/0009).
+// layouts are tried one after the other, over and over. In the last one each stream begins.
+var layouts = [...]layout{{Away, false}, {Away, true}, {Home, false}, {Roaming, false}}
+
+const began = len(layouts) - 1
+
+// keeper decides whether a worker keeps to one core, to which, and whether it always shares its work: in a stream that goes both ways, as it moves most. When
+// the machine is busy, Linux looks for no idle core for a thread that is woken (kernel/sched/fair.c, select_idle_cpu and nr_idle_scan), but leaves it on the core
+// of who woke it. For a worker that is the core of the sender and of the timers that pace it, where it waits while another core is idle. Which core is the right
+// one, or none, and whether acknowledgements should have another one than data, nothing tells but the throughput (docs/decisions/0009).
 type keeper struct {
-	able   bool
-	wanted Place
+	able   bool // there is a choice of cores
+	shares bool // there is a helper
+	wanted layout
 
-	place    Place // that is tried, or stayed at
-	stays    Place // that was the best one
-	round    []Place
-	staying  bool
-	began    time.Duration // when it got there; 0 when there is no stream
+	best   int // of layouts
+	tried  int // the one that is under way
+	turn   int // the one to try next
+	trials int // before the best one is stayed at
+
+	begun    time.Duration // when the one under way was; 0 when there is no stream
 	until    time.Duration
 	counting bool
-	since    time.Duration // when counting began
-	moved    [2]int        // bytes since, by direction
-	rates    [3]float64    // what each place moved in this stream, in bytes a nanosecond, the last time counting most; 0: not tried
+	since    time.Duration         // when counting began
+	moved    [2]int                // bytes since, by direction
+	rates    [len(layouts)]float64 // what each moved in this stream, in bytes a nanosecond, the last time counting most; 0: not tried
 }
 
 // decide sets wanted, for a stream that has been under way for so long; 0 is none.
@@ -49,12 +59,12 @@ func (k *keeper) decide(now, stream time.Duration) {
 	switch {
 	case !k.able:
 	case stream == 0:
-		*k = keeper{able: true}
+		*k = keeper{able: true, shares: k.shares}
 	case stream < settled:
-	case k.began == 0:
-		k.staying = true
+	case k.begun == 0:
+		k.best, k.trials = began, began
 		k.next(now)
-	case !k.counting && now >= k.began+settleIn:
+	case !k.counting && now >= k.begun+settleIn:
 		k.counting, k.since, k.moved = true, now, [2]int{}
 	case now >= k.until:
 		k.learn(now)
@@ -62,45 +72,40 @@ func (k *keeper) decide(now, stream time.Duration) {
 	}
 }
 
-// next goes on with the round, or stays, or begins a round: the first one of a stream as if roaming had been found best, as that is where it began.
+// next begins a trial or, when it is time, stays at the best layout. The first round is all the others, as little is known; later each stay is followed by one.
 func (k *keeper) next(now time.Duration) {
-	switch {
-	case len(k.round) > 0:
-		k.begin(now, k.round[0], tryFor)
-		k.round = k.round[1:]
-	case k.staying:
-		k.staying, k.round = false, others[k.stays][:]
+	if k.trials == 0 {
+		k.trials = 1
+		k.begin(now, k.best, stayFor)
+		return
+	}
+	k.trials--
+	i := k.turn
+	k.turn = (i + 1) % len(layouts)
+	if i == k.best || layouts[i].helped && !k.shares {
 		k.next(now)
-	default:
-		k.staying, k.stays = true, k.best()
-		k.begin(now, k.stays, stayFor)
+		return
 	}
+	k.begin(now, i, tryFor)
 }
 
-// begin goes to a place. Both ends of a tunnel try at the same time, as the stream is one, and see the same rates, so that they choose alike; when both are on this
-// machine, their workers come apart only if one of them stays where it is: the one that sends more is never away.
-func (k *keeper) begin(now time.Duration, where Place, d time.Duration) {
-	k.place, k.wanted = where, where
-	if where == Away && k.moved[Encap] > k.moved[Decap] {
-		k.wanted = Home
+// begin goes on in another layout. Both ends of a tunnel try at the same time, as the stream is one, and see the same rates, so that they choose alike; when both
+// are on this machine, their workers come apart only if one of them stays where it is: the one that sends more is never away.
+func (k *keeper) begin(now time.Duration, i int, d time.Duration) {
+	k.tried, k.wanted = i, layouts[i]
+	if k.wanted.place == Away && k.moved[Encap] > k.moved[Decap] {
+		k.wanted.place = Home
 	}
-	k.began, k.until, k.counting = now, now+d, false
+	k.begun, k.until, k.counting = now, now+d, false
 }
 
+// learn compares what was moved with what the best layout moves.
 func (k *keeper) learn(now time.Duration) {
 	rate := float64(k.moved[Encap]+k.moved[Decap]) / float64(now-k.since)
-	if before := k.rates[k.place]; before > 0 {
+	if before := k.rates[k.tried]; before > 0 {
 		rate = (before + rate) / 2
 	}
-	k.rates[k.place] = rate
-}
-
-func (k *keeper) best() Place {
-	best, least := k.stays, worthMoving*k.rates[k.stays]
-	for _, p := range others[k.stays] {
-		if k.rates[p] > least {
-			best, least = p, k.rates[p]
-		}
+	if k.rates[k.tried] = rate; rate > worthMoving*k.rates[k.best] {
+		k.best = k.tried
 	}
-	return best
 }

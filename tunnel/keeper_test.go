@@ -5,30 +5,36 @@ import (
 	"time"
 )
 
-// terrain is how much a stream moves with its worker in a place, and for how long it moves next to nothing after a move.
+// terrain is how much a stream moves by layout, and for how long it moves a fifth of it after a change.
 type terrain struct {
-	gain  [3]float64
-	dip   time.Duration
-	sends bool // most of it goes out
+	gain   [3]float64 // by place
+	helped float64    // times as much when the helper always takes part
+	dip    time.Duration
+	sends  bool // most of it goes out
 }
 
-// flow is a stream both ways; it returns the share of the time that the worker was wanted in each place.
-func (c *clockwork) flow(over terrain, d time.Duration) (share [3]float64) {
+// flow is a stream both ways; it returns the share of the time that each layout was wanted.
+func (c *clockwork) flow(over terrain, d time.Duration) map[layout]float64 {
 	const step = 50 * time.Microsecond
+	share := map[layout]float64{}
 	at, since := c.keeper.wanted, c.at
 	for end := c.at + d; c.at < end; c.at += step {
 		if c.keeper.wanted != at {
 			at, since = c.keeper.wanted, c.at
 		}
-		bytes := int(over.gain[at] * (64 << 10))
+		moved := over.gain[at.place] * (64 << 10)
+		if at.helped {
+			moved *= over.helped
+		}
 		if c.at-since < over.dip {
-			bytes /= 10
+			moved /= 5
 		}
 		share[at] += float64(step) / float64(d)
+		c.clock += time.Duration(c.load * float64(step))
 		if over.sends {
-			c.found(haul{1, 64}, haul{1, bytes})
+			c.found(haul{1, 64}, haul{1, int(moved)})
 		} else {
-			c.found(haul{1, bytes}, haul{1, 64})
+			c.found(haul{1, int(moved)}, haul{1, 64})
 		}
 	}
 	return share
@@ -36,31 +42,61 @@ func (c *clockwork) flow(over terrain, d time.Duration) (share [3]float64) {
 
 func newKept() *clockwork {
 	c := newClockwork()
-	c.keeper.able = true
+	c.keeper.able, c.keeper.shares = true, true
 	return c
 }
 
 func TestKeepsWhereItMovesMost(t *testing.T) {
 	for name, c := range map[string]struct {
 		terrain
-		want Place
+		want layout
 	}{
-		"its core":                      {terrain{gain: [3]float64{1, 1.2, 1.1}}, Home},
-		"the other core":                {terrain{gain: [3]float64{1, 0.9, 1.1}}, Away},
-		"no core":                       {terrain{gain: [3]float64{1, 0.8, 0.9}}, Roaming},
-		"all alike: where it is":        {terrain{gain: [3]float64{1, 1, 1}}, Away},
-		"a little better: where it was": {terrain{gain: [3]float64{1.02, 1, 0.98}}, Home},
-		"moves cost":                    {terrain{gain: [3]float64{1, 1.2, 1.1}, dip: settleIn}, Home},
-		"it sends, no core":             {terrain{gain: [3]float64{1, 0.8, 2}, sends: true}, Roaming},
-		"it sends, its core":            {terrain{gain: [3]float64{1, 1.2, 2}, sends: true}, Home},
+		"its core":                   {terrain{gain: [3]float64{1, 1.2, 1.1}, helped: 0.9}, layout{Home, false}},
+		"the other core":             {terrain{gain: [3]float64{1, 0.9, 1.1}, helped: 0.9}, layout{Away, false}},
+		"no core":                    {terrain{gain: [3]float64{1, 0.8, 0.9}, helped: 1}, layout{Roaming, false}},
+		"the other core, shared":     {terrain{gain: [3]float64{1, 1.1, 1}, helped: 1.2}, layout{Away, true}},
+		"all alike: the first":       {terrain{gain: [3]float64{1, 1, 1}, helped: 1}, layout{Away, false}},
+		"a little better: the first": {terrain{gain: [3]float64{1.02, 1.01, 1}, helped: 1.02}, layout{Away, false}},
+		"changes cost":               {terrain{gain: [3]float64{1, 1.2, 1.1}, helped: 0.9, dip: settleIn}, layout{Home, false}},
+		"it sends, no core":          {terrain{gain: [3]float64{1, 0.8, 2}, helped: 1.1, sends: true}, layout{Roaming, false}},
+		"it sends, its core":         {terrain{gain: [3]float64{1, 1.2, 2}, helped: 0.9, sends: true}, layout{Home, false}},
+		"it sends, shared":           {terrain{gain: [3]float64{1, 0.9, 2}, helped: 1.3, sends: true}, layout{Home, true}},
 	} {
 		share := newKept().flow(c.terrain, time.Minute)
-		if share[c.want] < 0.8 {
-			t.Errorf("%s: %.2f of the time in each place, want most of it in place %d", name, share, c.want)
+		if share[c.want] < 0.85 {
+			t.Errorf("%s: %v of the time, want most of it %v", name, share, c.want)
 		}
-		if c.sends && share[Away] > 0 {
-			t.Errorf("%s: the end that sends was away for %.2f of the time", name, share[Away])
+		if c.sends && share[layout{Away, false}]+share[layout{Away, true}] > 0 {
+			t.Errorf("%s: the end that sends was away: %v", name, share)
 		}
+	}
+}
+
+// A worker without a helper has none to try.
+func TestNoHelpWithoutAHelper(t *testing.T) {
+	w := newKept()
+	w.keeper.shares = false
+	share := w.flow(terrain{gain: [3]float64{1, 1.2, 1.1}, helped: 3}, time.Minute)
+	if share[layout{Away, true}] > 0 || share[layout{Home, false}] < 0.85 {
+		t.Errorf("%v", share)
+	}
+}
+
+// While a helper takes part to find out whether that pays, relief learns nothing from the load.
+func TestReliefForgetsTheTrial(t *testing.T) {
+	w := newKept()
+	w.load, w.free = 1.5, 0.5
+	flat := terrain{gain: [3]float64{1, 1, 1}, helped: 0.5}
+	for w.flow(flat, time.Millisecond); !w.keeper.wanted.helped; w.flow(flat, time.Millisecond) {
+	}
+	for w.keeper.wanted.helped {
+		w.flow(flat, time.Millisecond)
+	}
+	if w.load = 0.5; w.shared() {
+		t.Error("the helper outlived its trial")
+	}
+	if w.flow(flat, tryFor); w.shared() {
+		t.Error("what the trial took is held against the worker")
 	}
 }
 
@@ -72,10 +108,10 @@ func TestEndsOfOneMachineComeApart(t *testing.T) {
 	}{"apart": {1, 1.2, true}, "together": {1.2, 1, false}} {
 		sender, receiver := newKept(), newKept()
 		gain := func() float64 {
-			if sender.keeper.wanted == Roaming || receiver.keeper.wanted == Roaming {
+			if sender.keeper.wanted.place == Roaming || receiver.keeper.wanted.place == Roaming || sender.keeper.wanted.helped {
 				return 0.9
 			}
-			if sender.keeper.wanted != receiver.keeper.wanted {
+			if sender.keeper.wanted.place != receiver.keeper.wanted.place {
 				return c.apart
 			}
 			return c.together
@@ -88,7 +124,7 @@ func TestEndsOfOneMachineComeApart(t *testing.T) {
 			receiver.found(haul{1, bytes}, haul{1, 64})
 			sender.at += 50 * time.Microsecond
 			receiver.at += 50 * time.Microsecond
-			if sender.keeper.wanted == receiver.keeper.wanted {
+			if sender.keeper.wanted.place == receiver.keeper.wanted.place {
 				same++
 			}
 		}
@@ -104,11 +140,16 @@ func TestKeepingIsTriedAnew(t *testing.T) {
 	for range 3 {
 		for _, c := range []struct {
 			terrain
-			want Place
-		}{{terrain{gain: [3]float64{1, 1.3, 1}}, Home}, {terrain{gain: [3]float64{1, 0.8, 0.8}}, Roaming}, {terrain{gain: [3]float64{1, 1, 1.3}}, Away}} {
-			w.flow(c.terrain, 3*stayFor)
+			want layout
+		}{
+			{terrain{gain: [3]float64{1, 1.3, 1}, helped: 0.9}, layout{Home, false}},
+			{terrain{gain: [3]float64{1, 0.8, 0.8}, helped: 0.9}, layout{Roaming, false}},
+			{terrain{gain: [3]float64{1, 1, 1.3}, helped: 0.9}, layout{Away, false}},
+			{terrain{gain: [3]float64{1, 1, 1}, helped: 1.3}, layout{Away, true}},
+		} {
+			w.flow(c.terrain, 8*stayFor)
 			if share := w.flow(c.terrain, stayFor); share[c.want] < 0.8 {
-				t.Errorf("%.2f of the time in each place, where %d pays", share, c.want)
+				t.Errorf("%v of the time, where %v pays", share, c.want)
 			}
 		}
 	}
@@ -116,12 +157,12 @@ func TestKeepingIsTriedAnew(t *testing.T) {
 
 func TestKeepingEndsWithTheStream(t *testing.T) {
 	w := newKept()
-	w.flow(terrain{gain: [3]float64{1, 1.2, 1}}, time.Second)
-	if w.keeper.wanted != Home {
+	w.flow(terrain{gain: [3]float64{1, 1.2, 1}, helped: 1}, time.Second)
+	if w.keeper.wanted != (layout{Home, false}) {
 		t.Fatal("not kept amid the stream")
 	}
 	w.at += lull + time.Millisecond
-	if w.again(); w.keeper.wanted != Roaming {
+	if w.again(); w.keeper.wanted != (layout{}) {
 		t.Error("kept after the stream")
 	}
 }
@@ -134,14 +175,14 @@ func TestNoKeepingWithoutAStream(t *testing.T) {
 	} {
 		w := newKept()
 		for range 5000 {
-			if run(w); w.keeper.wanted != Roaming {
+			if run(w); w.keeper.wanted != (layout{}) {
 				t.Errorf("%s: kept to a core", name)
 				break
 			}
 		}
 	}
 	w := newClockwork()
-	if share := w.flow(terrain{gain: [3]float64{1, 1.2, 1.2}}, time.Second); share[Home]+share[Away] > 0 {
+	if share := w.flow(terrain{gain: [3]float64{1, 1.2, 1.2}, helped: 1.2}, time.Second); len(share) > 1 {
 		t.Error("kept to a core without a choice")
 	}
 }

@@ -16,6 +16,7 @@ type relief struct {
 	wanted bool
 
 	began    time.Duration // when the stream began
+	from     time.Duration // what was before says nothing about load and spare
 	streamed time.Duration // when it was seen last
 	load     float64       // cores that worker and helper took, in this stream, but for looking; 0 while that is not known
 	spare    float64       // cores of the machine that were idle meanwhile
@@ -27,10 +28,14 @@ type relief struct {
 // seen notes that the stream is under way.
 func (r *relief) seen(now time.Duration) {
 	if now-r.streamed > lull {
-		r.began, r.load, r.spare = now, 0, 0
+		r.began = now
+		r.forget(now)
 	}
 	r.streamed = now
 }
+
+// forget begins anew.
+func (r *relief) forget(now time.Duration) { r.wanted, r.from, r.load, r.spare = false, now, 0, 0 }
 
 // stream returns for how long the stream has been under way; 0 when there is none.
 func (r *relief) stream(now time.Duration) time.Duration {
@@ -51,7 +56,7 @@ func (r *relief) weigh(since, span, idle, looked time.Duration) {
 	load, spare := float64(spent-r.hadSpent-looked)/float64(span), float64(idle)/float64(span)
 	r.hadSpent = spent
 	switch {
-	case since < r.began:
+	case since < r.from:
 		r.load, r.spare = 0, 0
 	case r.load == 0:
 		r.load, r.spare = load, spare

@@ -35,7 +35,7 @@ const (
 	briefFor = 200 * time.Millisecond
 )
 
-// spinner decides whether a worker that found nothing looks again at once or sleeps, and, by relief, whether it has a helper. Times count from
+// spinner decides whether a worker that found nothing looks again at once or sleeps, and, by relief and keeper, whether it has a helper. Times count from
 // start.
 type spinner struct {
 	now   func() time.Duration
@@ -126,14 +126,21 @@ func (s *spinner) measure(now time.Duration) {
 		s.keeper.moved[Encap] += sent.bytes
 		s.keeper.moved[Decap] += received.bytes
 		s.moved, s.counted = [2]haul{}, now
-		s.follow(s.crowded[Encap] || s.dense && !s.relief.wanted)
+		s.follow(s.crowded[Encap] || s.dense && !s.shared())
 	}
 	if now-s.judged >= idleWindow {
 		s.judge(now)
 	}
+	helped := s.keeper.wanted.helped
 	s.relief.decide(now)
 	s.keeper.decide(now, s.relief.stream(now))
+	if helped && !s.keeper.wanted.helped {
+		s.relief.forget(now)
+	}
 }
+
+// shared reports whether the helper is to work.
+func (s *spinner) shared() bool { return s.relief.wanted || s.keeper.wanted.helped }
 
 // again reports whether to look again; then the core has been offered to others before it returns.
 func (s *spinner) again() bool {
@@ -150,7 +157,7 @@ func (s *spinner) again() bool {
 	}
 	s.measure(now)
 	if !s.looking {
-		if s.near < conversation || now < s.quiet || s.busy || s.dense || s.relief.wanted || s.same >= oneWay {
+		if s.near < conversation || now < s.quiet || s.busy || s.dense || s.shared() || s.same >= oneWay {
 			return s.sleep(now)
 		}
 		s.looking, s.since, s.until = true, now, now+min(spinWindow, s.credit)

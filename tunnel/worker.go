@@ -32,6 +32,7 @@ func (w *worker) run() error {
 		w.spinner.keeper.able = w.move != nil
 	}
 	if w.helper != nil {
+		w.spinner.keeper.shares = true
 		own := w.helper.scheduler.Clock()
 		w.spinner.relief.spent = func() time.Duration { return own() + w.helper.spent() }
 		defer w.helper.dismiss()
@@ -57,10 +58,10 @@ func (w *worker) run() error {
 
 // settle has the threads keep to cores, or not, as the spinner finds right.
 func (w *worker) settle() {
-	if w.place == w.spinner.keeper.wanted {
+	if w.place == w.spinner.keeper.wanted.place {
 		return
 	}
-	w.place = w.spinner.keeper.wanted
+	w.place = w.spinner.keeper.wanted.place
 	w.move(w.place)
 	if w.helper != nil {
 		w.helper.wanted.Store(int32(w.place))
@@ -87,8 +88,8 @@ func (w *worker) lent() bool { return w.helper != nil && w.helper.lent }
 // share lends the receiver to the helper, or takes it back, as the spinner finds right.
 func (w *worker) share() {
 	switch {
-	case w.helper == nil || w.helper.lent == w.spinner.relief.wanted:
-	case w.spinner.relief.wanted:
+	case w.helper == nil || w.helper.lent == w.spinner.shared():
+	case w.spinner.shared():
 		w.helper.lend()
 	default:
 		w.helper.reclaim()
