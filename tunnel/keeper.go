@@ -30,7 +30,7 @@ type layout struct {
 // layouts are tried one after the other, over and over. In the last one each stream begins.
 var layouts = [...]layout{{Away, false}, {Away, true}, {Home, false}, {Roaming, false}}
 
-const began = len(layouts) - 1
+const initial = len(layouts) - 1
 
 // keeper decides whether a worker keeps to one core, to which, and whether it always shares its work: in a stream that goes both ways, as it moves most. When
 // the machine is busy, Linux looks for no idle core for a thread that is woken (kernel/sched/fair.c, select_idle_cpu and nr_idle_scan), but leaves it on the core
@@ -40,6 +40,8 @@ type keeper struct {
 	able   bool // there is a choice of cores
 	shares bool // there is a helper
 	wanted layout
+
+	streamed time.Duration // when there was a heavy window last
 
 	best   int // of layouts
 	tried  int // the one that is under way
@@ -54,15 +56,25 @@ type keeper struct {
 	rates    [len(layouts)]float64 // what each moved in this stream, in bytes a nanosecond, the last time counting most; 0: not tried
 }
 
+// moves notes the bytes of so many windows. Only what is heavy counts as a stream here: request and response may be many small packets both ways, and
+// are faster where the scheduler has the worker.
+func (k *keeper) moves(now time.Duration, sent, received int, windows float64) {
+	if float64(sent+received) > heavy*windows {
+		k.streamed = now
+	}
+	k.moved[Encap] += sent
+	k.moved[Decap] += received
+}
+
 // decide sets wanted, for a stream that has been under way for so long; 0 is none.
 func (k *keeper) decide(now, stream time.Duration) {
 	switch {
 	case !k.able:
-	case stream == 0:
+	case stream == 0 || now-k.streamed > lull:
 		*k = keeper{able: true, shares: k.shares}
 	case stream < settled:
 	case k.begun == 0:
-		k.best, k.trials = began, began
+		k.best, k.trials = initial, initial
 		k.next(now)
 	case !k.counting && now >= k.begun+settleIn:
 		k.counting, k.since, k.moved = true, now, [2]int{}

@@ -171,6 +171,7 @@ func TestNoKeepingWithoutAStream(t *testing.T) {
 	for name, run := range map[string]func(*clockwork){
 		"requests and answers": func(c *clockwork) { c.exchange() },
 		"one way":              func(c *clockwork) { c.stream(1, time.Millisecond) },
+		"many small packets":   func(c *clockwork) { c.found(haul{1, 64}, haul{1, 64}); c.at += 20 * time.Microsecond },
 		"a burst":              func(c *clockwork) { c.stream(2, settled/2); c.at += 2 * lull },
 	} {
 		w := newKept()

@@ -123,8 +123,7 @@ func (s *spinner) measure(now time.Duration) {
 		if s.dense && sent.packets > 0 && received.packets > 0 {
 			s.relief.seen(now)
 		}
-		s.keeper.moved[Encap] += sent.bytes
-		s.keeper.moved[Decap] += received.bytes
+		s.keeper.moves(now, sent.bytes, received.bytes, windows)
 		s.moved, s.counted = [2]haul{}, now
 		s.follow(s.crowded[Encap] || s.dense && !s.shared())
 	}
