@@ -45,8 +45,15 @@ func segment(t *testing.T) (*pair, *lab.Host) {
 // keepOrder gives each flow that comes over a host's cables one queue, as a NIC does (Documentation/networking/scaling.rst, RPS). A veth device
 // without GRO has one for each core, and on two such cables in a row it shows: data that an application sends is overtaken by what an
 // acknowledgement lets go on another core (TCPSACKReorder), between two of the kernel's vxlan devices as well.
+//
+// It is taken back before the devices go: the kernel counts the queues that have a mask, and not that one went with its device
+// (net/core/net-sysfs.c, rx_queue_release). The whole machine would pay for RPS with each packet, until it is started anew.
 func (p *pair) keepOrder(h *lab.Host) {
-	p.exec(h, "unshare", "--mount", "sh", "-ec", "mount -t sysfs sysfs /sys; for f in /sys/class/net/*/queues/rx-*/rps_cpus; do echo 3 >$f; done")
+	spread := func(cores string) {
+		p.exec(h, "unshare", "--mount", "sh", "-ec", `mount -t sysfs sysfs /sys; for f in /sys/class/net/*/queues/rx-*/rps_cpus; do echo "$1" >"$f"; done`, "sh", cores)
+	}
+	spread("3")
+	p.t.Cleanup(func() { spread("0") })
 }
 
 // toGroup returns the outer headers of what an address sent to a group, and how many of them carry a frame of arping from a MAC.
