@@ -17,7 +17,11 @@ func setBatch(on bool) {
 	if on {
 		policy = unix.SCHED_BATCH
 	}
-	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Policy: policy}, 0)
+	was, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		return
+	}
+	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Policy: policy, Nice: was.Nice}, 0)
 }
 
 // idleTime reads how long the machine's cores have been idle, added up (proc_uptime(5)); 0 when that cannot be read.
@@ -76,7 +80,7 @@ func keepCore(home, away int) (move func(Place)) {
 		return nil
 	}
 	return func(to Place) {
-		if unix.SchedGetaffinity(0, &now) != nil {
+		if unix.SchedGetaffinity(0, &now) != nil || now.Count() == 0 { // none: its only core is going offline
 			return
 		}
 		if now != own {

@@ -67,6 +67,21 @@ func TestKeepCore(t *testing.T) {
 	})
 }
 
+// A stream does not cost a worker the nice value that somebody gave it.
+func TestBatchKeepsTheNiceValue(t *testing.T) {
+	onThread(func() {
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 3); err != nil {
+			t.Fatal(err)
+		}
+		for _, on := range []bool{true, false} {
+			setBatch(on)
+			if got, err := unix.SchedGetAttr(0, 0); err != nil || got.Nice != 3 || (got.Policy == unix.SCHED_BATCH) != on {
+				t.Errorf("batch %v: %+v, %v", on, got, err)
+			}
+		}
+	})
+}
+
 func TestFromLast(t *testing.T) {
 	var set unix.CPUSet
 	for _, core := range []int{1, 4, 70} {

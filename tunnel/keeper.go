@@ -43,10 +43,11 @@ type keeper struct {
 
 	streamed time.Duration // when there was a heavy window last
 
-	best   int // of layouts
-	tried  int // the one that is under way
-	turn   int // the one to try next
-	trials int // before the best one is stayed at
+	sends  bool // more than it receives, as the stream began
+	best   int  // of layouts
+	tried  int  // the one that is under way
+	turn   int  // the one to try next
+	trials int  // before the best one is stayed at
 
 	begun    time.Duration // when the one under way was; 0 when there is no stream
 	until    time.Duration
@@ -74,17 +75,20 @@ func (k *keeper) decide(now, stream time.Duration) {
 		*k = keeper{able: true, shares: k.shares}
 	case stream < settled:
 	case k.begun == 0:
+		k.sends = k.moved[Encap] > k.moved[Decap]
 		k.best, k.trials = initial, initial
-		k.next(now)
+		k.begin(now, initial, tryFor)
 	case !k.counting && now >= k.begun+settleIn:
 		k.counting, k.since, k.moved = true, now, [2]int{}
+		k.until = max(k.until, now+tryFor-settleIn)
 	case now >= k.until:
 		k.learn(now)
 		k.next(now)
 	}
 }
 
-// next begins a trial or, when it is time, stays at the best layout. The first round is all the others, as little is known; later each stay is followed by one.
+// next begins a trial or, when it is time, stays at the best layout. The first round is all of them, as nothing is known; later each stay is followed by one
+// of another.
 func (k *keeper) next(now time.Duration) {
 	if k.trials == 0 {
 		k.trials = 1
@@ -92,30 +96,33 @@ func (k *keeper) next(now time.Duration) {
 		return
 	}
 	k.trials--
-	i := k.turn
-	k.turn = (i + 1) % len(layouts)
-	if i == k.best || layouts[i].helped && !k.shares {
-		k.next(now)
-		return
+	for k.turn == k.best || layouts[k.turn].helped && !k.shares {
+		k.turn = (k.turn + 1) % len(layouts)
 	}
-	k.begin(now, i, tryFor)
+	k.begin(now, k.turn, tryFor)
+	k.turn = (k.turn + 1) % len(layouts)
 }
 
 // begin goes on in another layout. Both ends of a tunnel try at the same time, as the stream is one, and see the same rates, so that they choose alike; when both
 // are on this machine, their workers come apart only if one of them stays where it is: the one that sends more is never away.
 func (k *keeper) begin(now time.Duration, i int, d time.Duration) {
 	k.tried, k.wanted = i, layouts[i]
-	if k.wanted.place == Away && k.moved[Encap] > k.moved[Decap] {
+	if k.wanted.place == Away && k.sends {
 		k.wanted.place = Home
 	}
 	k.begun, k.until, k.counting = now, now+d, false
 }
 
-// learn compares what was moved with what the best layout moves.
+// learn compares what was moved with what the best layout moves. When that moves more or less than it did, so would the others: the stream changed.
 func (k *keeper) learn(now time.Duration) {
 	rate := float64(k.moved[Encap]+k.moved[Decap]) / float64(now-k.since)
 	if before := k.rates[k.tried]; before > 0 {
 		rate = (before + rate) / 2
+		if k.tried == k.best {
+			for i := range k.rates {
+				k.rates[i] *= rate / before
+			}
+		}
 	}
 	if k.rates[k.tried] = rate; rate > worthMoving*k.rates[k.best] {
 		k.best = k.tried

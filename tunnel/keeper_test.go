@@ -51,16 +51,16 @@ func TestKeepsWhereItMovesMost(t *testing.T) {
 		terrain
 		want layout
 	}{
-		"its core":                   {terrain{gain: [3]float64{1, 1.2, 1.1}, helped: 0.9}, layout{Home, false}},
-		"the other core":             {terrain{gain: [3]float64{1, 0.9, 1.1}, helped: 0.9}, layout{Away, false}},
-		"no core":                    {terrain{gain: [3]float64{1, 0.8, 0.9}, helped: 1}, layout{Roaming, false}},
-		"the other core, shared":     {terrain{gain: [3]float64{1, 1.1, 1}, helped: 1.2}, layout{Away, true}},
-		"all alike: the first":       {terrain{gain: [3]float64{1, 1, 1}, helped: 1}, layout{Away, false}},
-		"a little better: the first": {terrain{gain: [3]float64{1.02, 1.01, 1}, helped: 1.02}, layout{Away, false}},
-		"changes cost":               {terrain{gain: [3]float64{1, 1.2, 1.1}, helped: 0.9, dip: settleIn}, layout{Home, false}},
-		"it sends, no core":          {terrain{gain: [3]float64{1, 0.8, 2}, helped: 1.1, sends: true}, layout{Roaming, false}},
-		"it sends, its core":         {terrain{gain: [3]float64{1, 1.2, 2}, helped: 0.9, sends: true}, layout{Home, false}},
-		"it sends, shared":           {terrain{gain: [3]float64{1, 0.9, 2}, helped: 1.3, sends: true}, layout{Home, true}},
+		"its core":                  {terrain{gain: [3]float64{1, 1.2, 1.1}, helped: 0.9}, layout{Home, false}},
+		"the other core":            {terrain{gain: [3]float64{1, 0.9, 1.1}, helped: 0.9}, layout{Away, false}},
+		"no core":                   {terrain{gain: [3]float64{1, 0.8, 0.9}, helped: 1}, layout{Roaming, false}},
+		"the other core, shared":    {terrain{gain: [3]float64{1, 1.1, 1}, helped: 1.2}, layout{Away, true}},
+		"all alike: as it is":       {terrain{gain: [3]float64{1, 1, 1}, helped: 1}, layout{Roaming, false}},
+		"a little better: as it is": {terrain{gain: [3]float64{1, 1.02, 1.01}, helped: 1.01}, layout{Roaming, false}},
+		"changes cost":              {terrain{gain: [3]float64{1, 1.2, 1.1}, helped: 0.9, dip: settleIn}, layout{Home, false}},
+		"it sends, no core":         {terrain{gain: [3]float64{1, 0.8, 2}, helped: 1.1, sends: true}, layout{Roaming, false}},
+		"it sends, its core":        {terrain{gain: [3]float64{1, 1.2, 2}, helped: 0.9, sends: true}, layout{Home, false}},
+		"it sends, shared":          {terrain{gain: [3]float64{1, 0.9, 2}, helped: 1.3, sends: true}, layout{Home, true}},
 	} {
 		share := newKept().flow(c.terrain, time.Minute)
 		if share[c.want] < 0.85 {
@@ -69,6 +69,28 @@ func TestKeepsWhereItMovesMost(t *testing.T) {
 		if c.sends && share[layout{Away, false}]+share[layout{Away, true}] > 0 {
 			t.Errorf("%s: the end that sends was away: %v", name, share)
 		}
+	}
+}
+
+// Where no core is better than the scheduler's choice, a short stream hardly leaves it.
+func TestTheSchedulerIsTriedFirst(t *testing.T) {
+	share := newKept().flow(terrain{gain: [3]float64{1, 0.5, 0.5}, helped: 1}, time.Second)
+	if share[layout{Roaming, false}] < 0.5 {
+		t.Errorf("%v of the first second", share)
+	}
+}
+
+// A stream that moves less in all layouts alike stays in its own.
+func TestKeepingSurvivesASlowerStream(t *testing.T) {
+	w := newKept()
+	all := terrain{gain: [3]float64{1, 1.2, 1.1}, helped: 0.9}
+	w.flow(all, 4*stayFor)
+	for i := range all.gain {
+		all.gain[i] /= 3
+	}
+	w.flow(all, stayFor) // the stay that has both
+	if share := w.flow(all, 4*stayFor); share[layout{Home, false}] < 0.9 {
+		t.Errorf("%v of the time", share)
 	}
 }
 
