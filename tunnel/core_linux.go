@@ -73,18 +73,29 @@ func parseUptime(b []byte) (d time.Duration) {
 }
 
 // keepCore implements Scheduler.Keep. Cores are numbered from the last one that the thread may use on down, as interrupts that nobody spreads
-// come to the first. What somebody else makes of the thread's cores meanwhile (taskset(1)) stays.
+// come to the first. What somebody else makes of the thread's cores meanwhile (taskset(1), its cpuset) stays.
 func keepCore(home, away int) (move func(Place)) {
-	var were, own, now unix.CPUSet
-	if unix.SchedGetaffinity(0, &were) != nil || were.Count() < 2 {
+	own := affinity{
+		get: func(set *unix.CPUSet) error { return unix.SchedGetaffinity(0, set) },
+		set: func(set *unix.CPUSet) error { return unix.SchedSetaffinity(0, set) },
+	}
+	return own.keep(home, away)
+}
+
+// affinity is the kernel's, of the calling thread, or what a test puts in its place.
+type affinity struct{ get, set func(*unix.CPUSet) error }
+
+func (a affinity) keep(home, away int) (move func(Place)) {
+	var own, now, were, allowed unix.CPUSet
+	if a.get(&now) != nil || now.Count() < 2 {
 		return nil
 	}
 	return func(to Place) {
-		if unix.SchedGetaffinity(0, &now) != nil || now.Count() == 0 { // none: its only core is going offline
+		if a.get(&now) != nil || now.Count() == 0 { // none: its only core is going offline
 			return
 		}
 		if now != own {
-			were = now
+			were, allowed = now, a.asGiven(now, allowed)
 		}
 		own.Zero()
 		switch to {
@@ -93,11 +104,28 @@ func keepCore(home, away int) (move func(Place)) {
 		case Away:
 			own.Set(fromLast(&were, away))
 		default:
-			_ = unix.SchedSetaffinity(0, &were)
+			_ = a.set(&allowed)
 			return
 		}
-		_ = unix.SchedSetaffinity(0, &own)
+		_ = a.set(&own)
 	}
+}
+
+// asGiven returns what gives the thread back the cores that it has now. When they are all of its cpuset, that is what it had before, or else every core, as
+// those that a thread was once given are all it gets when its cpuset grows again (kernel/sched/core.c, user_cpus_ptr).
+func (a affinity) asGiven(now, before unix.CPUSet) unix.CPUSet {
+	var every, got unix.CPUSet
+	every.Fill()
+	if a.set(&every) != nil || a.get(&got) != nil || got != now {
+		_ = a.set(&now)
+		return now
+	}
+	for i := range now {
+		if now[i]&^before[i] != 0 {
+			return every
+		}
+	}
+	return before
 }
 
 // fromLast returns the number of a core in the set, counted from the last one down, and around.

@@ -67,6 +67,54 @@ func TestKeepCore(t *testing.T) {
 	})
 }
 
+// machine is a thread's cpuset, and the cores that the thread was given (sched_setaffinity(2)), which do not count when none is in the cpuset
+// (kernel/sched/core.c, __set_cpus_allowed_ptr).
+type machine struct{ cpuset, given unix.CPUSet }
+
+func (m *machine) affinity() affinity {
+	return affinity{
+		get: func(set *unix.CPUSet) error {
+			for i := range set {
+				set[i] = m.cpuset[i] & m.given[i]
+			}
+			if set.Count() == 0 {
+				*set = m.cpuset
+			}
+			return nil
+		},
+		set: func(set *unix.CPUSet) error { m.given = *set; return nil },
+	}
+}
+
+// A thread follows its cpuset, unless somebody gave it fewer cores.
+func TestRoamingFollowsTheCpuset(t *testing.T) {
+	set := func(cores ...int) (s unix.CPUSet) {
+		for _, core := range cores {
+			s.Set(core)
+		}
+		return s
+	}
+	var every unix.CPUSet
+	every.Fill()
+	all := set(0, 1, 2, 3)
+	for name, c := range map[string]struct{ given, want unix.CPUSet }{
+		"never given any": {every, all},
+		"given two":       {set(0, 1), set(0, 1)},
+	} {
+		m := &machine{cpuset: all, given: c.given}
+		move := m.affinity().keep(0, 1)
+		move(Home)
+		m.cpuset = set(0)
+		move(Away)
+		move(Roaming)
+		m.cpuset = all
+		var got unix.CPUSet
+		if _ = m.affinity().get(&got); got != c.want {
+			t.Errorf("%s: has %v afterwards, want %v", name, got, c.want)
+		}
+	}
+}
+
 // A stream does not cost a worker the nice value that somebody gave it.
 func TestBatchKeepsTheNiceValue(t *testing.T) {
 	onThread(func() {
