@@ -13,8 +13,8 @@ import (
 	"github.com/vxlane/vxlane/tunnel/tunneltest"
 )
 
-// helpedRig is a rig whose worker is busy, on a machine with a core to spare.
-func helpedRig(t *testing.T) *rig {
+// helpedConfig is for a rig on a machine of two cores, of which each thread takes so much, and half a core is idle.
+func helpedConfig(load float64) tunnel.Config {
 	start := time.Now()
 	share := func(cores float64) time.Duration { return time.Duration(cores * float64(time.Since(start))) }
 	cfg := rigConfig()
@@ -22,10 +22,13 @@ func helpedRig(t *testing.T) *rig {
 		NewWaiter: tunneltest.NewWaiter, Cores: 2, Patient: func(bool) {},
 		Yield: func() { time.Sleep(time.Microsecond) },
 		Idle:  func() time.Duration { return share(0.5) },
-		Clock: func() func() time.Duration { return func() time.Duration { return share(0.95) } },
+		Clock: func() func() time.Duration { return func() time.Duration { return share(load) } },
 	}
-	return newRig(t, cfg)
+	return cfg
 }
+
+// helpedRig is a rig whose worker is busy, on a machine with a core to spare.
+func helpedRig(t *testing.T) *rig { return newRig(t, helpedConfig(0.95)) }
 
 // traffic is numbered packets both ways.
 type traffic struct {
@@ -35,14 +38,22 @@ type traffic struct {
 }
 
 // exchange sends n packets each way within a millisecond.
-func (f *traffic) exchange(n int) {
-	number := func(i *int) []byte {
+func (f *traffic) exchange(n int) { f.move(n, n, 0) }
+
+// move sends so many packets within a millisecond, those that come in with a trailer that makes them so long, in bytes.
+func (f *traffic) move(out, in, length int) {
+	f.r.t.Helper()
+	number := func(packet []byte, i *int) []byte {
 		*i++
-		return binary.BigEndian.AppendUint32(nil, uint32(*i))
+		return binary.BigEndian.AppendUint32(bytes.Clone(packet[:len(packet)-4]), uint32(*i))
 	}
-	for range n {
-		f.r.device.Queue(0).Put(udp(f.r.t, "10.99.0.1", "10.99.0.2", 53, number(&f.out)))
-		f.r.underlay.Receiver(0).Put(tunneltest.From("172.30.0.2", frame(udp(f.r.t, "10.99.0.2", "10.99.0.1", 53, number(&f.in)))))
+	outgoing, incoming := udp(f.r.t, "10.99.0.1", "10.99.0.2", 53, make([]byte, 4)), frame(udp(f.r.t, "10.99.0.2", "10.99.0.1", 53, make([]byte, 4)))
+	trailer := make([]byte, max(0, length-len(incoming)))
+	for range out {
+		f.r.device.Queue(0).Put(number(outgoing, &f.out))
+	}
+	for range in {
+		f.r.underlay.Receiver(0).Put(tunneltest.From("172.30.0.2", append(number(incoming, &f.in), trailer...)))
 	}
 	time.Sleep(time.Millisecond)
 }

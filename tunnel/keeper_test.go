@@ -94,6 +94,21 @@ func TestKeepingSurvivesASlowerStream(t *testing.T) {
 	}
 }
 
+// One good trial is not enough to leave what was best.
+func TestOneTrialDoesNotDecide(t *testing.T) {
+	usual := terrain{gain: [3]float64{1, 1.2, 1}, helped: 0.9}
+	lucky := terrain{gain: [3]float64{1, 1.2, 1.3}, helped: 0.9}
+	w := newKept()
+	w.flow(usual, 4*stayFor)
+	for w.keeper.wanted != (layout{Away, false}) {
+		w.flow(usual, time.Millisecond)
+	}
+	w.flow(lucky, tryFor)
+	if share := w.flow(usual, stayFor); share[layout{Home, false}] < 0.9 {
+		t.Errorf("%v of the time", share)
+	}
+}
+
 // A worker without a helper has none to try.
 func TestNoHelpWithoutAHelper(t *testing.T) {
 	w := newKept()

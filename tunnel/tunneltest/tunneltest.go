@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/vxlane/vxlane/encap"
 	"github.com/vxlane/vxlane/tunnel"
@@ -311,9 +312,16 @@ func NewWaiter(q tunnel.Queue, r tunnel.Receiver) (tunnel.Waiter, error) {
 	return w, nil
 }
 
-// Wait implements tunnel.Waiter.
-func (w *waiter) Wait(bool) error {
-	<-w.rung
+// Wait implements tunnel.Waiter. A brief one ends after a while, as the kernel's does.
+func (w *waiter) Wait(brief bool) error {
+	var enough <-chan time.Time
+	if brief {
+		enough = time.After(8 * time.Millisecond)
+	}
+	select {
+	case <-w.rung:
+	case <-enough:
+	}
 	w.Look()
 	return nil
 }
