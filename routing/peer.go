@@ -102,7 +102,7 @@ type PeerCounters struct {
 	_                                                  [32]byte
 }
 
-// Counter counts events with one writer and any number of readers; it needs no locked instruction. The zero value is 0.
+// Counter counts events with one writer and any number of readers; adding needs no loop, and no lock but what a store is on amd64 (XCHG). The zero value is 0.
 type Counter struct{ v atomic.Uint64 }
 
 // Add adds n. Only one goroutine at a time may call it.

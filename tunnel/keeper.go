@@ -103,8 +103,8 @@ func (k *keeper) next(now time.Duration) {
 	k.turn = (k.turn + 1) % len(layouts)
 }
 
-// begin goes on in another layout. Both ends of a tunnel try at the same time, as the stream is one, and see the same rates, so that they choose alike; when both
-// are on this machine, their workers come apart only if one of them stays where it is: the one that sends more is never away.
+// begin goes on in another layout. The ends of a tunnel that has no others try at the same time, as the stream is one, and see the same rates, so that they choose
+// alike; when both are on this machine, their workers come apart only if one of them stays where it is: the one that sends more is never away.
 func (k *keeper) begin(now time.Duration, i int, d time.Duration) {
 	k.tried, k.wanted = i, layouts[i]
 	if k.wanted.place == Away && k.sends {

@@ -9,27 +9,29 @@ import (
 	"github.com/vxlane/vxlane/routing"
 )
 
-// tunQueue is one queue of a TUN device.
+// tunQueue is one queue of a TUN device. Read and Write may be called by a thread each.
 type tunQueue struct {
 	t      *TUN
-	reader input
-	writer int // descriptor
 	virtio int // bytes in front of each packet: virtioHeaderLen, or 0
+	writer int // descriptor
 
-	// For Write alone, which another thread than Read's may call.
+	// The kernel, so that tests can stand in for it.
+	read   func(fd int, b []byte) (int, error)
+	writev func(fd int, iov []unix.Iovec) error
+
+	// Read's alone.
+	reader input
+	reads  routing.Counter
+	_      [64]byte // no cache line in common
+
+	// Write's alone.
 	header   [virtioHeaderLen]byte
 	iov      []unix.Iovec
 	splitter encap.Splitter
 	scratch  [256]byte // the headers of a segment
 	joined   []byte    // a super-packet that must be split after all
-
-	// What AddTo tells.
-	reads, writes routing.Counter
-	errnos        errnoCounters
-
-	// The kernel, so that tests can stand in for it.
-	read   func(fd int, b []byte) (int, error)
-	writev func(fd int, iov []unix.Iovec) error
+	writes   routing.Counter
+	errnos   errnoCounters
 }
 
 func newTUNQueue(t *TUN, reader, writer int) *tunQueue {
