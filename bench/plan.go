@@ -19,11 +19,9 @@ type Plan struct {
 	Profiles  []network.Profile
 	Repeats   int
 	Options   workload.Options
-	// Congestion is the congestion control of TCP in hosts and pods; that of this machine when it is empty.
-	Congestion string
-	Version    string   // of this program
-	Commit     string   // it was built from
-	Command    []string // that asked for it, for the report
+	Version   string   // of this program
+	Commit    string   // it was built from
+	Command   []string // that asked for it, for the report
 }
 
 // subject is a system in a schedule, or the baseline for the second time.

@@ -116,8 +116,8 @@ func newResults(p Plan) *result.Results {
 			UDPRate: p.Options.Rate, UDPPause: result.Duration(p.Options.Pause),
 		},
 	}
-	if p.Congestion != "" {
-		r.Host.Congestion = p.Congestion
+	if name := p.Options.Congestion; name != "" {
+		r.Host.Congestion = name
 	}
 	for _, w := range p.Workloads {
 		r.Workloads = append(r.Workloads, result.Workload{Name: w.Name, Summary: w.Summary, Primary: w.Primary})
@@ -257,11 +257,6 @@ func (r *runner) take(ctx context.Context, s step, sample *result.Sample) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
-	if name := r.plan.Congestion; name != "" {
-		if err := n.SetCongestion(name); err != nil {
-			return err
-		}
-	}
 	in, err := s.system.Start(ctx, n)
 	if err != nil {
 		return err

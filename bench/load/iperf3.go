@@ -89,6 +89,9 @@ func (i Iperf3) arguments(p Path, phases []Phase) []string {
 		"--client", p.Dst.String(), "--bind", p.Src.String(), "--json", "--parallel", strconv.Itoa(i.Streams),
 		"--omit", seconds(phases[0].Length), "--time", seconds(measured),
 	}
+	if p.Congestion != "" && !i.UDP {
+		args = append(args, "--congestion", p.Congestion)
+	}
 	if i.Bidirectional {
 		args = append(args, "--bidir")
 	}

@@ -22,10 +22,15 @@ import (
 type Path struct {
 	From, To *lab.Host
 	Src, Dst netip.Addr
+	// Congestion is the congestion control of TCP streams; the hosts' own when it is empty.
+	Congestion string
 }
 
 // Reverse returns the way back.
-func (p Path) Reverse() Path { return Path{From: p.To, To: p.From, Src: p.Dst, Dst: p.Src} }
+func (p Path) Reverse() Path {
+	p.From, p.To, p.Src, p.Dst = p.To, p.From, p.Dst, p.Src
+	return p
+}
 
 // Phase is a part of the time that traffic flows. Begin and End, where they are set, are called at its bounds.
 type Phase struct {

@@ -4,10 +4,13 @@ package load
 
 import (
 	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vxlane/vxlane/bench/lab"
 )
@@ -83,6 +86,32 @@ func TestGenerators(t *testing.T) {
 				t.Errorf("%d recorded, %d counted", n, r.Counts[1].Packets)
 			}
 		})
+	}
+}
+
+// Streams have the congestion control that is asked for, whatever the machine allows those who may not configure its network.
+func TestCongestion(t *testing.T) {
+	known, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := twoHosts(t)
+	for _, name := range strings.Fields(string(known)) {
+		p.Congestion = name
+		transfer, err := StartBulk([]Path{p, p.Reverse()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range transfer.streams {
+			if got, err := unix.GetsockoptString(s.from, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil || got != name {
+				t.Errorf("%s: %q, %v", name, got, err)
+			}
+		}
+		transfer.Stop()
+	}
+	p.Congestion = "nosuch"
+	if _, err := Bulk(t.Context(), []Path{p}, testPhases); err == nil || !strings.Contains(err.Error(), "nosuch") {
+		t.Errorf("a congestion control that does not exist: %v", err)
 	}
 }
 

@@ -1,9 +1,11 @@
 package load
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"syscall"
 	"time"
 	"unsafe"
@@ -74,6 +76,19 @@ func setTimeout(fd int, d time.Duration) error {
 		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &tv); err != nil {
 			return fmt.Errorf("set timeout of socket: %w", err)
 		}
+	}
+	return nil
+}
+
+// setCongestion chooses the congestion control of a TCP socket; none leaves the host's. Unlike the host's setting, that is not limited to what the
+// machine allows everybody (tcp(7), tcp_allowed_congestion_control).
+func setCongestion(fd int, name string) error {
+	if name == "" {
+		return nil
+	}
+	if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name); err != nil {
+		known, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
+		return fmt.Errorf("set TCP congestion control %s: %w; this kernel has %s", name, err, bytes.TrimSpace(known))
 	}
 	return nil
 }

@@ -160,7 +160,7 @@ func connect(p Path) (_ *stream, err error) {
 	if s.from, err = openSocket(p.From, unix.SOCK_STREAM, 0, p.Src); err != nil {
 		return nil, err
 	}
-	if err := setTimeout(s.from, setup); err != nil {
+	if err := errors.Join(setTimeout(s.from, setup), setCongestion(s.from, p.Congestion)); err != nil {
 		return nil, err
 	}
 	if err := connectTo(s.from, netip.AddrPortFrom(p.Dst, port), setup); err != nil {

@@ -78,16 +78,6 @@ func Build(p Profile) (*Network, error) {
 // Sides returns each side with the other.
 func (n *Network) Sides() [2][2]*Side { return [2][2]*Side{{&n.A, &n.B}, {&n.B, &n.A}} }
 
-// SetCongestion sets the congestion control of TCP in hosts and pods.
-func (n *Network) SetCongestion(name string) error {
-	for _, h := range []*lab.Host{n.A.Host, n.B.Host, n.A.Pod, n.B.Pod} {
-		if err := h.Sysctl("net.ipv4.tcp_congestion_control", name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // ConnectPods puts each pod on a bridge of its host, which forwards. The pods' MTU is that of the tunnel, as network
 // plugins set it. The tunnel must be up; hosts are the addresses of host a and host b in it. A tunnel that makes the
 // routes to the other host's pods itself is waited for; for others they are added.

@@ -10,8 +10,6 @@ import (
 	"os/exec"
 	"testing"
 	"time"
-
-	"github.com/vxlane/vxlane/bench/lab"
 )
 
 // Each profile has the offloads and the MTU that it names, at both ends, and only turns off what it says.
@@ -40,29 +38,6 @@ func TestProfiles(t *testing.T) {
 		}
 		if err := n.Close(); err != nil {
 			t.Error(err)
-		}
-	}
-}
-
-func TestSetCongestion(t *testing.T) {
-	n, err := Build(Profiles()[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer n.Close()
-	if err := n.SetCongestion("nosuch"); err == nil {
-		t.Error("a congestion control that does not exist was accepted")
-	}
-	if err := n.SetCongestion("reno"); err != nil {
-		t.Fatal(err)
-	}
-	for _, h := range []*lab.Host{n.A.Host, n.B.Host, n.A.Pod, n.B.Pod} {
-		var got []byte
-		if err := h.Run(func() (err error) {
-			got, err = os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
-			return err
-		}); err != nil || string(got) != "reno\n" {
-			t.Errorf("host %s: %q, %v", h.Name(), got, err)
 		}
 	}
 }

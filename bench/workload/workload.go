@@ -35,6 +35,7 @@ const (
 type Options struct {
 	Warmup, Duration time.Duration
 	Generator        string
+	Congestion       string        // of TCP streams; this machine's own when it is empty
 	Rate             float64       // packets a second that UDP workloads offer; 0 is as many as the sender can
 	Pause            time.Duration // of a UDP receiver whose queue is empty; 0 is until there is a packet
 }
@@ -87,7 +88,7 @@ func (w Workload) Supports(generator string) error {
 
 // Run measures a tunnel that is up, with a generator that the workload supports. hosts are the addresses of host a and host b in it.
 func (w Workload) Run(ctx context.Context, n *network.Network, hosts Hosts, o Options) (outcome Outcome, err error) {
-	s, err := newMeasurement(n, w.path(n, hosts), o)
+	s, err := newMeasurement(n, w.path(n, hosts, o.Congestion), o)
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -105,11 +106,11 @@ func (w Workload) Run(ctx context.Context, n *network.Network, hosts Hosts, o Op
 	return s.outcome, nil
 }
 
-func (w Workload) path(n *network.Network, hosts Hosts) load.Path {
+func (w Workload) path(n *network.Network, hosts Hosts, congestion string) load.Path {
 	if w.Forwarded {
-		return load.Path{From: n.A.Pod, To: n.B.Pod, Src: n.A.PodAddress(), Dst: n.B.PodAddress()}
+		return load.Path{From: n.A.Pod, To: n.B.Pod, Src: n.A.PodAddress(), Dst: n.B.PodAddress(), Congestion: congestion}
 	}
-	return load.Path{From: n.A.Host, To: n.B.Host, Src: hosts[0], Dst: hosts[1]}
+	return load.Path{From: n.A.Host, To: n.B.Host, Src: hosts[0], Dst: hosts[1], Congestion: congestion}
 }
 
 func bulks() []Workload {

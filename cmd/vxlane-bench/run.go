@@ -81,7 +81,7 @@ func (f *runFlags) add(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.warmup, "warmup", 300*time.Millisecond, "how long traffic flows before")
 	fs.Float64Var(&f.rate, "udp-rate", 0, "packets a second that UDP workloads offer (default: as many as the sender can)")
 	fs.DurationVar(&f.pause, "udp-pause", load.ReceivePause, "how long a UDP receiver sleeps when its queue is empty; 0 is until there is a packet")
-	fs.StringVar(&f.congestion, "congestion", "", "`NAME` of TCP's congestion control in hosts and pods (default: this machine's)")
+	fs.StringVar(&f.congestion, "congestion", "", "`NAME` of the congestion control of TCP streams (default: this machine's)")
 	fs.StringVar(&f.generator, "generator", workload.Builtin, "what makes the traffic: builtin or iperf3 (TCP and UDP bulk)")
 	fs.StringVar(&f.vxlane, "vxlane", "", "`PATH` of the vxlane to measure (default: beside this program, then in PATH)")
 }
@@ -97,7 +97,7 @@ func (f *runFlags) plan(fs *pflag.FlagSet) (bench.Plan, error) {
 	if f.generator == workload.Iperf3 {
 		f.pause = 0 // its receiver sleeps so
 	}
-	p := bench.Plan{Version: cli.Version(), Commit: cli.Commit(), Command: commandLine(fs), Repeats: f.repeats, Congestion: f.congestion, Options: workload.Options{Warmup: f.warmup, Duration: f.duration, Generator: f.generator, Rate: f.rate, Pause: f.pause}}
+	p := bench.Plan{Version: cli.Version(), Commit: cli.Commit(), Command: commandLine(fs), Repeats: f.repeats, Options: workload.Options{Warmup: f.warmup, Duration: f.duration, Generator: f.generator, Congestion: f.congestion, Rate: f.rate, Pause: f.pause}}
 	if err := f.check(); err != nil {
 		return p, err
 	}
