@@ -91,7 +91,7 @@ var (
 	metricLeases   = prometheus.NewDesc("vxlane_flannel_leases", "Leases that are known, this node's own included.", nil, nil)
 	metricBad      = prometheus.NewDesc("vxlane_flannel_bad_leases", "Leases that make no peer though they should; the log names each.", nil, nil)
 	metricApplied  = prometheus.NewDesc("vxlane_flannel_leases_applied_timestamp_seconds", "When the leases were last made peers; 0 when they never were.", nil, nil)
-	metricFailures = prometheus.NewDesc("vxlane_flannel_watch_failures_total", "Watches of the leases that failed and were begun again.", nil, nil)
+	metricFailures = prometheus.NewDesc("vxlane_flannel_watch_failures_total", "How often the leases could no longer be watched, or a watch failed and was begun again.", nil, nil)
 	metricWatching = prometheus.NewDesc("vxlane_flannel_watching", "0 while the leases cannot be watched; the peers of before stay in force.", nil, nil)
 	metricExpiry   = prometheus.NewDesc("vxlane_flannel_lease_expiry_timestamp_seconds", "When this node's own lease ends unless it is renewed; 0 when it does not (Kubernetes).", nil, nil)
 )

@@ -248,10 +248,7 @@ func (d *demo) keep() error {
 	if err := d.lab.Keep(); err != nil {
 		return errors.Join(fmt.Errorf("demo: keep the hosts: %w", err), d.lab.Close())
 	}
-	self, err := os.Executable()
-	if err != nil {
-		self = "vxlane"
-	}
+	self := ownPath()
 	d.say("\nthe hosts stay. Step into one with:")
 	for _, h := range []*lab.Host{d.a, d.b} {
 		d.say("  %s  sudo nsenter --net=%s bash    # or: sudo ip netns exec %s bash", h.Name(), h.Path(), h.Namespace())
@@ -259,4 +256,13 @@ func (d *demo) keep() error {
 	d.say("In a, vxlane runs with pid %d and writes to %s; try %s status, peer list, stats, trace.", d.up.PID(), d.a.LogPath(), self)
 	d.say("Remove all of it with:\n  sudo %s demo --remove", self)
 	return nil
+}
+
+// ownPath is how to call this program.
+func ownPath() string {
+	self, err := os.Executable()
+	if err != nil {
+		return "vxlane"
+	}
+	return self
 }

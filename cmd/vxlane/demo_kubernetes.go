@@ -222,6 +222,6 @@ func (k *kubeDemo) keep() error {
 	for _, h := range []*lab.Host{k.a, k.nodes[0].pod, k.b, k.nodes[1].pod} {
 		k.say("  %-6s  sudo ip netns exec %s bash", h.Name(), h.Namespace())
 	}
-	k.say("docs/pod-to-pod.md follows a packet through them. Remove all of it with:\n  sudo vxlane demo --remove")
+	k.say("docs/pod-to-pod.md follows a packet through them. Remove all of it with:\n  sudo %s demo --remove", ownPath())
 	return nil
 }

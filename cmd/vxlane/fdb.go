@@ -86,7 +86,7 @@ func newFDBAdd() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&req.Peer, "peer", "", "NAME of the peer that the station is behind")
+	cmd.Flags().StringVar(&req.Peer, "peer", "", "`NAME` of the peer that the station is behind")
 	cmd.Flags().Uint16Var(&req.VLAN, "vlan", 0, "VLAN of the station, 1-4094, with fdb.vlans")
 	t.addFlags(cmd)
 	return cmd
@@ -121,7 +121,7 @@ func newFDBFlush() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&req.Peer, "peer", "", "NAME of a peer: only what is behind it")
+	cmd.Flags().StringVar(&req.Peer, "peer", "", "`NAME` of a peer: only what is behind it")
 	cmd.Flags().BoolVar(&req.All, "all", false, "static entries that were added by hand, too")
 	t.addFlags(cmd)
 	return cmd
