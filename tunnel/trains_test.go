@@ -180,7 +180,7 @@ func TestTrainsArrive(t *testing.T) {
 			cfg.Local, cfg.Offloads = netip.MustParseAddr(local), true
 			u := openUDP(t, cfg)
 			for _, c := range u.Capabilities() {
-				if !c.Enabled {
+				if (c.Name == "gso" || c.Name == "gro") && !c.Enabled {
 					t.Skipf("needs a kernel with %s: %s", c.Name, c.Reason)
 				}
 			}
