@@ -3,6 +3,7 @@ package tunnel
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -256,6 +257,65 @@ func TestSocketsDoNotAllocate(t *testing.T) {
 		})
 		if n != 0 {
 			t.Errorf("offloads %v: %v allocations for %d datagrams", offloads, n, len(out))
+		}
+	}
+}
+
+// A train in pieces, as cutting leaves it, costs none either, nor what follows it in the same message.
+func TestTrainsInPiecesDoNotAllocate(t *testing.T) {
+	s := newUDPSender([]int{-1}, 1, 0, true, new(feature), nil)
+	sent := 0
+	s.sendmmsg = func(_ int, msgs []mmsghdr) (int, error) { sent += len(msgs); return len(msgs), nil }
+	batch := []Datagram{trainOf(1000, 40), endOfTrain(50, 950), trainOf(100, 7)}
+	if n := testing.AllocsPerRun(100, func() { s.Send(batch) }); n != 0 || sent < 101*2 {
+		t.Errorf("%v allocations for trains of %d datagrams in %d messages", n, 48, sent)
+	}
+	for i := range batch {
+		if batch[i].Sent != batch[i].Count {
+			t.Errorf("datagram %d: %+v", i, batch[i])
+		}
+	}
+}
+
+// Nor do the queues of a device: packets and super-packets, whole, in parts, or split where it does not take them so.
+func TestQueuesDoNotAllocate(t *testing.T) {
+	for _, takes := range []bool{true, false} {
+		for _, offloads := range []bool{true, false} {
+			device, left, written := &TUN{cfg: TUNConfig{Offloads: offloads}}, 0, 0
+			if !takes {
+				device.tso.disable("not in this test")
+				device.uso.disable("not in this test")
+			}
+			q := newTUNQueue(device, -1, -1)
+			q.writev = func(int, []unix.Iovec) error { written++; return nil }
+			q.read = func(_ int, b []byte) (int, error) {
+				if left--; left < 0 {
+					return 0, unix.EAGAIN
+				}
+				clear(b[:virtioHeaderLen])
+				return 100, nil
+			}
+			whole, _ := superForTest(t, false)
+			parts, _ := superForTest(t, true)
+			single := Packet{Data: make([]byte, 100), Count: 1}
+			out, in := []Packet{whole, single, parts}, NewBatch()
+			n := testing.AllocsPerRun(100, func() {
+				left, q.reader.drained = testBatch, false
+				in.Reset()
+				if err := errors.Join(q.Read(in), q.Write(out)); err != nil {
+					t.Fatal(err)
+				}
+			})
+			if n != 0 {
+				t.Errorf("super-packets %v, header %v: %v allocations", takes, offloads, n)
+			}
+			want := 101 * 3
+			if !takes {
+				want = 101 * (1 + 2*whole.Count)
+			}
+			if len(in.Packets()) != testBatch || written != want {
+				t.Errorf("%d packets read, %d written, want %d and %d", len(in.Packets()), written, testBatch, want)
+			}
 		}
 	}
 }

@@ -23,7 +23,7 @@ func TestIngressProgram(t *testing.T) {
 			rule := ingressRule{local: netip.MustParseAddr(c.local), port: 8472, vni: 0xabcdef}
 			program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "vxlane_ingress", Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: ingressProgram(7, rule)})
 			if err != nil {
-				t.Skipf("needs CAP_BPF: %v", err)
+				t.Fatalf("needs CAP_BPF, which root has where namespaces may be made: %v", err)
 			}
 			defer program.Close()
 			header := make([]byte, encap.VXLANHeaderLen)

@@ -8,6 +8,7 @@ var (
 	probeTCP4 = probePacket(probeIPv4, encap.ProtoTCP)
 	probeTCP6 = probePacket(probeIPv6, encap.ProtoTCP)
 	probeUDP4 = probePacket(probeIPv4, encap.ProtoUDP)
+	probeUDP6 = probePacket(probeIPv6, encap.ProtoUDP)
 
 	probeIPv4 = []byte{0x45, 9: 0, 12: 192, 0, 2, 1, 192, 0, 2, 1}
 	probeIPv6 = []byte{0x60, 8: 0x20, 1, 0x0d, 0xb8, 23: 1, 24: 0x20, 1, 0x0d, 0xb8, 39: 1}

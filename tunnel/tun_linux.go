@@ -208,11 +208,19 @@ func (t *TUN) negotiate() {
 		defer unix.Close(spare)
 		fd = spare
 	}
+	t.probe(func(pieces [][]byte) error {
+		_, err := unix.Writev(fd, pieces)
+		return err
+	})
+}
+
+// probe asks for each kind of super-packet whether the device takes it.
+func (t *TUN) probe(write func(pieces [][]byte) error) {
 	for _, p := range []struct {
 		f      *feature
 		packet []byte
-	}{{&t.tso, probeTCP4}, {&t.tso, probeTCP6}, {&t.uso, probeUDP4}} {
-		if err := probe(fd, p.packet, t.cfg.Ethernet); err != nil {
+	}{{&t.tso, probeTCP4}, {&t.tso, probeTCP6}, {&t.uso, probeUDP4}, {&t.uso, probeUDP6}} {
+		if err := probe(write, p.packet, t.cfg.Ethernet); err != nil {
 			p.f.disable("the device refuses super-packets: %v", err)
 		}
 	}
@@ -223,7 +231,7 @@ const probeName = "vxprobe%d"
 
 // probe writes a super-packet of two segments to a device, which is down: the kernel judges the metadata before it sees
 // that, so EIO says that they are good, and nothing came of it.
-func probe(fd int, packet []byte, ethernet bool) error {
+func probe(write func(pieces [][]byte) error, packet []byte, ethernet bool) error {
 	var h encap.Headers
 	parse := encap.ParseIP
 	if ethernet {
@@ -239,7 +247,7 @@ func probe(fd int, packet []byte, ethernet bool) error {
 	head := h.HeaderLen(packet)
 	var header [virtioHeaderLen]byte
 	putVirtio(header[:], encap.SuperOffload(&h, (len(packet)-head)/2), h.Kind, head)
-	_, err := unix.Writev(fd, [][]byte{header[:], packet})
+	err := write([][]byte{header[:], packet})
 	if errors.Is(err, unix.EIO) {
 		return nil
 	}

@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"fmt"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,53 +38,56 @@ func (u *UDP) probe() (sent, received error) {
 	if err := u.bind(fd, 0); err != nil {
 		return err, err
 	}
-	sent = probeTrain(fd)
-	for i := 0; i < probeSegments && sent == nil; i++ {
-		sent = awaitProbe(fd, probeSegment, 0)
+	sent = sendProbe(fd)
+	for _, segment := range []string{probeTrain[:probeSegment], probeTrain[probeSegment:]} {
+		if sent == nil {
+			sent = awaitProbe(fd, segment, 0)
+		}
 	}
 	received = setOption(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1, "UDP_GRO")
 	if sent != nil || received != nil {
 		return sent, received
 	}
-	if err := probeTrain(fd); err != nil {
+	if err := sendProbe(fd); err != nil {
 		return err, nil
 	}
-	return nil, awaitProbe(fd, probeSegments*probeSegment, probeSegment)
+	return nil, awaitProbe(fd, probeTrain, probeSegment)
 }
 
+// probeTrain is two datagrams of probeSegment bytes.
 const (
-	probeSegment, probeSegments = 8, 2
-	probeDatagram               = "probing\n"
+	probeTrain   = "probe 1\nprobe 2\n"
+	probeSegment = len(probeTrain) / 2
 )
 
-// probeTrain sends a train from a socket to itself.
-func probeTrain(fd int) error {
+// sendProbe sends a train from a socket to itself.
+func sendProbe(fd int) error {
 	self, err := unix.Getsockname(fd)
 	if err != nil {
 		return err
 	}
 	control := make([]byte, unix.CmsgSpace(2))
 	putSegmentSize(control, probeSegment)
-	_, err = unix.SendmsgN(fd, []byte(strings.Repeat(probeDatagram, probeSegments)), control, self, 0)
+	_, err = unix.SendmsgN(fd, []byte(probeTrain), control, self, 0)
 	return err
 }
 
-// awaitProbe receives a message of what probeTrain sent, which is on its way over loopback, and wants it whole and undamaged.
-func awaitProbe(fd, size, segment int) error {
+// awaitProbe receives a message of what sendProbe sent, which is on its way over loopback, and wants it whole and undamaged.
+func awaitProbe(fd int, want string, segment int) error {
 	if err := waitFor(fd, unix.POLLIN, 1000); err != nil {
 		return fmt.Errorf("wait for what was sent over loopback: %w", err)
 	}
-	data, control := make([]byte, 4*probeSegment), make([]byte, 64)
+	data, control := make([]byte, 2*len(probeTrain)), make([]byte, 64)
 	n, oobn, _, _, err := unix.Recvmsg(fd, data, control, 0)
 	if err != nil {
 		return err
 	}
 	var d Datagram
 	new(udpReceiver).readControl(&d, control[:oobn:oobn])
-	if n != size || d.SegmentSize != segment {
-		return fmt.Errorf("a train over loopback arrived as %d bytes with segment size %d, want %d with %d", n, d.SegmentSize, size, segment)
+	if n != len(want) || d.SegmentSize != segment {
+		return fmt.Errorf("a train over loopback arrived as %d bytes with segment size %d, want %d with %d", n, d.SegmentSize, len(want), segment)
 	}
-	if string(data[:n]) != strings.Repeat(probeDatagram, size/probeSegment) {
+	if string(data[:n]) != want {
 		return fmt.Errorf("a train over loopback arrived damaged: %q", data[:n])
 	}
 	return nil
