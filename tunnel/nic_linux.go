@@ -8,6 +8,7 @@ import (
 
 // The kernel's names for features of a device (net/ethtool/common.c, netdev_features_strings).
 const (
+	receiveOffload       = "rx-gro"
 	groForwarding        = "rx-udp-gro-forwarding" // a veth device does GRO for UDP
 	tunnelSegmentation   = "tx-udp_tnl-segmentation"
 	tunnelSegmentationCS = "tx-udp_tnl-csum-segmentation" // with outer checksums
@@ -39,14 +40,23 @@ func NICCapabilities(device string, tier Tier, checksum bool) []Capability {
 	return all
 }
 
-// A veth device hands what it receives to GRO only when its peer segments in software, or when it has this feature
-// (drivers/net/veth.c, veth_skb_is_eligible_for_gro); a train that was segmented on the way is received datagram by
-// datagram otherwise. It changes how the host forwards UDP as well, so it is the owner's to turn on.
+// A veth device hands what it receives to GRO when it has GRO, which is off unless somebody turns it on (drivers/net/veth.c,
+// veth_disable_gro), and then only if its peer segments in software or it has this feature (veth_skb_is_eligible_for_gro); a train that
+// was segmented on the way is received datagram by datagram otherwise. It changes how the host forwards UDP as well, so it is the owner's to turn on.
 func receivesTrains(device string, features map[string]bool) Capability {
-	c := Capability{Name: groForwarding, Enabled: features[groForwarding] || features["rx-gro-list"]}
-	if !c.Enabled {
-		c.Reason = fmt.Sprintf("off on %s, which receives segmented trains datagram by datagram; faster, but it changes how this host forwards UDP: ethtool -K %s %s on", device, device, groForwarding)
+	forwards := features[groForwarding] || features["rx-gro-list"]
+	c := Capability{Name: groForwarding, Enabled: features[receiveOffload] && forwards}
+	if c.Enabled {
+		return c
 	}
+	var settings string
+	if !features[receiveOffload] {
+		settings += " " + receiveOffload + " on"
+	}
+	if !forwards {
+		settings += " " + groForwarding + " on"
+	}
+	c.Reason = fmt.Sprintf("off on %s, which receives segmented trains datagram by datagram; faster, but it changes how this host forwards UDP: ethtool -K %s%s", device, device, settings)
 	return c
 }
 
