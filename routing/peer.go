@@ -18,6 +18,8 @@ type Peer struct {
 	MAC encap.MAC
 	// AllowedIPs are the inner prefixes behind the peer, masked, in the order of the configuration.
 	AllowedIPs []netip.Prefix
+	// Segmented is of one that takes no datagram larger than the path to it: what goes there is cut first, whatever the tier.
+	Segmented bool
 
 	state *State
 }
@@ -45,7 +47,7 @@ func (p *Peer) ResolveAddr() (netip.Addr, bool) {
 
 // sameAs reports whether two peers of one name say the same.
 func (p *Peer) sameAs(o *Peer) bool {
-	return p.Endpoint == o.Endpoint && p.MAC == o.MAC && slices.Equal(p.AllowedIPs, o.AllowedIPs)
+	return p.Endpoint == o.Endpoint && p.MAC == o.MAC && p.Segmented == o.Segmented && slices.Equal(p.AllowedIPs, o.AllowedIPs)
 }
 
 // State is what a Table keeps of a peer, by name, from one snapshot to the next: counters, the resolved MAC, path MTU.

@@ -145,6 +145,25 @@ func TestApplyKeepsState(t *testing.T) {
 	}
 }
 
+// A peer whose packets go another way is another, and one that says the same is not.
+func TestApplyTellsPeersApart(t *testing.T) {
+	base := peer("hb", "192.0.2.1:8472", 0, "10.0.0.1/32")
+	for what, edit := range map[string]func(*Peer){
+		"":             func(*Peer) {},
+		"endpoint":     func(p *Peer) { p.Endpoint = netip.MustParseAddrPort("192.0.2.1:4789") },
+		"mac":          func(p *Peer) { p.MAC = encap.MAC{2, 5: 7} },
+		"allowed_ips":  func(p *Peer) { p.AllowedIPs = nil },
+		"superpackets": func(p *Peer) { p.Segmented = true },
+	} {
+		table, other := NewTable(1), base
+		table.Apply(mustSnapshot(t, base))
+		edit(&other)
+		if c := table.Apply(mustSnapshot(t, other)); (len(c.Changed) == 1) != (what != "") || len(c.Added)+len(c.Removed) != 0 {
+			t.Errorf("%q is another: %+v", what, c)
+		}
+	}
+}
+
 func TestLinkAddrPrefersConfiguration(t *testing.T) {
 	table := NewTable(1)
 	table.Apply(mustSnapshot(t, peer("a", "192.0.2.1:8472", 7, "10.0.0.0/24", "10.0.1.1/32", "10.0.1.2/32"), peer("b", "192.0.2.2:8472", 0, "10.0.2.0/24")))

@@ -24,6 +24,7 @@ import (
 // Each worker reads one queue; all write to another one, which is detached, so that what is written steers nothing that is read (see TUN).
 type outerTAP struct {
 	name     string
+	local    netip.Addr
 	writer   int
 	queues   []int // readers
 	log      *slog.Logger
@@ -31,6 +32,8 @@ type outerTAP struct {
 	gso      feature
 	trains   *feature // when not nil: while it is on, TCP goes as trains, which the underlay's device segments, as it does not what leaves whole
 	closing  sync.Once
+	unrouted atomic.Uint64 // packets without a route that were looked into
+	evaded   atomic.Uint32 // times that a socket had one
 
 	link      *Link
 	ingress   *ingress
@@ -47,7 +50,7 @@ const outerName = "vxgso%d"
 // openOuter makes the device, asks it whether it takes super-packets within datagrams from local, and brings it up. It has a queue for each
 // of so many workers.
 func openOuter(local netip.Addr, workers int, log *slog.Logger) (*outerTAP, error) {
-	o := &outerTAP{name: outerName, writer: -1, log: log}
+	o := &outerTAP{name: outerName, local: local, writer: -1, log: log}
 	if err := o.open(local, workers); err != nil {
 		return nil, errors.Join(err, o.close())
 	}
@@ -236,16 +239,15 @@ func (o *outerTAP) forwardingPath(local netip.Addr) string {
 	return "/proc/sys/net/ipv4/conf/" + o.name + "/forwarding"
 }
 
-// hindrances are answers of the routes that a socket would not have got: it fragments, it reaches this host's own addresses,
-// and takes routes with an encapsulation of their own.
+// hindrances are answers of the routes that a socket would not have got: it fragments, it is not asked whether it may forward, and
+// takes routes with an encapsulation of their own. They do not pass by themselves.
 var hindrances = []struct {
 	answer int
 	why    string
 }{
-	{fibFragNeeded, "the path to a peer takes smaller packets than this tunnel makes, and what leaves whole is not fragmented; lower device.mtu and start again"},
-	{fibNotForwarded, "a peer has no route, or is at an address of this host"},
-	{fibForwardingDisabled, "forwarding was turned off for the outer device"},
-	{fibUnsupported, "the route to a peer has an encapsulation of its own"},
+	{fibFragNeeded, "the path to %s takes smaller packets than this tunnel makes, and what leaves whole is not fragmented; lower device.mtu and start again"},
+	{fibForwardingDisabled, "forwarding was turned off for the outer device, and nothing leaves it for %s; turn it on for the underlay's family and start again"},
+	{fibUnsupported, "the route to %s has an encapsulation of its own"},
 }
 
 // works reports whether the device is to be used. Once packets were dropped that a socket would have sent, the sockets take over.
@@ -255,10 +257,36 @@ func (o *outerTAP) works() bool {
 	}
 	for _, h := range hindrances {
 		if o.redirect.dropped(h.answer) > 0 {
-			o.gso.retire(o.log, capabilityTunnelGSO, h.why)
+			o.gso.retire(o.log, capabilityTunnelGSO, fmt.Sprintf(h.why, o.redirect.lastTo(h.answer, o.local)))
 		}
 	}
 	return o.gso.on()
+}
+
+// judgeUnrouted finds out at once why what was written had no route, if it had none. One that is away for now, sockets miss as well, and
+// the device goes on when it is back; but they reach this host's own addresses, and their routes may be others than those of what a
+// device brings (ip rule, iif).
+func (o *outerTAP) judgeUnrouted() {
+	if o.redirect == nil {
+		return
+	}
+	n := o.redirect.dropped(fibNotForwarded)
+	if n == o.unrouted.Load() {
+		return
+	}
+	o.unrouted.Store(n)
+	to := o.redirect.lastTo(fibNotForwarded, o.local)
+	routes, err := netlink.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: o.local.AsSlice()})
+	if err != nil || len(routes) == 0 {
+		return
+	}
+	if routes[0].Type == unix.RTN_LOCAL {
+		o.gso.retire(o.log, capabilityTunnelGSO, fmt.Sprintf("%s is an address of this host, and what leaves whole reaches other hosts alone", to))
+		return
+	}
+	if o.evaded.Add(1) > 1 { // the first time it may have come back since
+		o.gso.retire(o.log, capabilityTunnelGSO, fmt.Sprintf("%s has a route for sockets and none for what leaves whole (ip rule with iif?)", to))
+	}
 }
 
 // describe says what was made, for the host's owner.

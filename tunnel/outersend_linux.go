@@ -63,6 +63,7 @@ func (s *outerSender) send(d *Datagram, port uint16) {
 	switch err := s.write(d, port); err {
 	case nil:
 		d.Sent = d.Count
+		s.tap.judgeUnrouted()
 	case unix.EINVAL, unix.EBADFD, unix.EIO: // not these headers; no such device any more; down
 		s.tap.gso.withdraw(s.tap.log, capabilityTunnelGSO, err)
 		d.Refused = true

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -18,6 +19,7 @@ import (
 type redirect struct {
 	drops   *ebpf.Map    // packets without a way, by the answer of bpf_fib_lookup
 	counts  *ebpf.Memory // of drops
+	last    *ebpf.Map    // where the last one of each answer was to go
 	program *ebpf.Program
 	link    link.Link
 }
@@ -55,7 +57,10 @@ func newRedirect(ifindex int, v4 bool) (r *redirect, err error) {
 	if r.counts, err = r.drops.Memory(); err != nil {
 		return r, explainBPF("map BPF map", err)
 	}
-	spec := &ebpf.ProgramSpec{Name: "vxlane_outer", Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: redirectProgram(ifindex, v4, r.drops.FD())}
+	if r.last, err = ebpf.NewMap(&ebpf.MapSpec{Name: "vxlane_last", Type: ebpf.Array, KeySize: 4, ValueSize: 16, MaxEntries: uint32(len(fibAnswers))}); err != nil {
+		return r, explainBPF("make BPF map", err)
+	}
+	spec := &ebpf.ProgramSpec{Name: "vxlane_outer", Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: redirectProgram(ifindex, v4, r.drops.FD(), r.last.FD())}
 	if r.program, err = ebpf.NewProgram(spec); err != nil {
 		return r, explainBPF("load BPF program", err)
 	}
@@ -74,7 +79,7 @@ func explainBPF(what string, err error) error {
 
 // redirectProgram looks up the way to the outer destination (struct bpf_fib_lookup) and redirects to the next hop that was
 // found (struct bpf_redir_neigh). Both live on the stack.
-func redirectProgram(ifindex int, v4 bool, drops int) asm.Instructions {
+func redirectProgram(ifindex int, v4 bool, drops, last int) asm.Instructions {
 	const (
 		fib, fibSize                = -64, 64
 		fibFamily, fibProto         = fib, fib + 1
@@ -114,6 +119,8 @@ func redirectProgram(ifindex int, v4 bool, drops int) asm.Instructions {
 		asm.LoadMapPtr(asm.R1, drops), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, answer), asm.FnMapLookupElem.Call(),
 		asm.JEq.Imm(asm.R0, 0, "drop"),
 		asm.Mov.Imm(asm.R1, 1), asm.AddAtomic.Mem(asm.R0, asm.R1, asm.DWord, 0),
+		asm.LoadMapPtr(asm.R1, last), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, answer),
+		asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, fibDst), asm.Mov.Imm(asm.R4, 0), asm.FnMapUpdateElem.Call(),
 		asm.Mov.Imm(asm.R0, tcShot).WithSymbol("drop"), asm.Return(),
 
 		asm.LoadMem(asm.R1, asm.RFP, fibFamily, asm.Byte).WithSymbol("hop"), // the gateway's: may be another than the packet's
@@ -156,10 +163,22 @@ func (r *redirect) dropped(answer int) uint64 {
 	return binary.NativeEndian.Uint64(b[:])
 }
 
+// lastTo returns where the last packet that had no way by one of fibAnswers was to go: an address of like's family.
+func (r *redirect) lastTo(answer int, like netip.Addr) netip.Addr {
+	var b [16]byte
+	if err := r.last.Lookup(uint32(answer), &b); err != nil {
+		return netip.Addr{}
+	}
+	if like.Is4() {
+		return netip.AddrFrom4([4]byte(b[:4]))
+	}
+	return netip.AddrFrom16(b)
+}
+
 func (r *redirect) close() error {
 	var errs []error
 	if r.link != nil {
 		errs = append(errs, r.link.Close())
 	}
-	return errors.Join(append(errs, r.program.Close(), r.drops.Close())...)
+	return errors.Join(append(errs, r.program.Close(), r.drops.Close(), r.last.Close())...)
 }

@@ -182,7 +182,7 @@ func (x *transmitter) frame(peer *routing.Peer, p *Packet, link encap.Link, whol
 	if r := x.t.rules.Codec.Encap(header, p.Data, &p.Headers, link); r != encap.None {
 		return r
 	}
-	whole = whole && !peer.Endpoint.Addr().IsMulticast() // the outer TAP's redirect knows single hosts only
+	whole = whole && !peer.Segmented && !peer.Endpoint.Addr().IsMulticast() // the outer TAP's redirect knows single hosts only
 	return x.lineUp(peer, p, whole && x.sender.Carries(p))
 }
 

@@ -49,6 +49,37 @@ func TestCarriedWhole(t *testing.T) {
 	}
 }
 
+// Nothing goes whole to a peer that takes no super-packets, and what goes to others does as before.
+func TestSegmentedPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, rigConfig())
+		peers := rigPeers()
+		peers[0].Segmented = true
+		peers[1].MAC = encap.MAC{2, 5: 3}
+		if _, err := r.tunnel.SetPeers(peers); err != nil {
+			t.Fatal(err)
+		}
+		far, o, want := super(t, encap.GSOTCP, "10.99.0.1", "10.99.0.2", numbered(20_000), 1398)
+		other, _, _ := super(t, encap.GSOTCP, "10.99.0.1", "10.99.0.3", numbered(20_000), 1398)
+		r.device.Queue(0).Offload, r.underlay.CarryWhole, r.underlay.WholeLeft = o, true, 2
+		r.device.Queue(0).Put(far)
+		r.device.Queue(0).Put(other)
+		r.start()
+		synctest.Wait()
+		var got [][]byte
+		for _, d := range sentTo(r, "172.30.0.2:8472") {
+			if d.Packet != nil {
+				t.Errorf("a super-packet of %d bytes went whole", len(d.Packet.Data))
+			}
+			got = append(got, segments(t, d)...)
+		}
+		equalPackets(t, got, want)
+		if sent := sentTo(r, "172.30.0.3:8472"); len(sent) != 1 || sent[0].Packet == nil || sent[0].Count != len(want) {
+			t.Errorf("to the other peer: %+v", sent)
+		}
+	})
+}
+
 // A refused single packet of a flow that has super-packets goes as any other, with its checksum as it was finished.
 func TestCarriedSingle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,6 +62,7 @@ tunnels:
 							t.Errorf("%s: a packet passed although it is gone", what)
 						}
 					}
+					p.connectFails(overlayB[0]) // TCP, as tunnel-gso sends nothing else whole
 					change[1]()
 					p.pingAll(1400)
 					p.tcp(p.a, p.b, overlayB[0], 200*time.Millisecond)
@@ -70,6 +72,7 @@ tunnels:
 				if s := d.stats(); s.Encap.Dropped == 0 && len(s.OuterDrops) == 0 {
 					t.Errorf("what was lost was not counted: %+v", s.Encap)
 				}
+				d.hasAll(map[string]string{"auto": "udp-gso"}[tier] + strings.TrimPrefix(tier, "auto"))
 				d.stop()
 			})
 		}

@@ -120,6 +120,30 @@ func TestOuterDevice(t *testing.T) {
 	}
 }
 
+// To a peer that takes no super-packets TCP goes as trains, whatever the tier; it may be told while the tunnel runs.
+func TestOuterDeviceAndASegmentedPeer(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, wire{})
+	p.needTier("tunnel-gso")
+	d := p.start(p.a, "--tier", "tunnel-gso", "--local", "172.30.0.1", "--address", "10.99.0.1/24", "--peer", "name=b,endpoint=172.30.0.2,allowed_ips=10.99.0.2,super_packets=false")
+	p.addKernelPeer()
+	p.tcp(p.a, p.b, overlayB[0], 200*time.Millisecond)
+	if c := d.stats(); c.Encap.Delivered < 1000 || c.Syscalls["sendmmsg"] < 100 {
+		t.Errorf("%d packets, %v", c.Encap.Delivered, c.Syscalls)
+	}
+	before := d.stats().Syscalls["sendmmsg"]
+	out, code := p.vxlane(p.a, "peer", "apply", "--socket", p.dir+"/a.sock", "-f", p.write("peers.yaml", "- {name: b, endpoint: 172.30.0.2, allowed_ips: [10.99.0.2]}\n"))
+	if code != 0 {
+		t.Fatal(out)
+	}
+	p.tcp(p.a, p.b, overlayB[0], 200*time.Millisecond)
+	if c := d.stats().Syscalls; c["sendmmsg"] > before+30 {
+		t.Errorf("TCP still goes through the sockets: %d, %v", before, c)
+	}
+	d.hasAll("tunnel-gso")
+	d.stop()
+}
+
 // Over a device that segments trains and not tunnels' super-packets, TCP goes as trains, and still comes in through the outer device.
 // Without outer checksums there are no trains.
 func TestOuterDeviceAndTrains(t *testing.T) {
@@ -350,15 +374,55 @@ func TestOuterDeviceWithoutAWay(t *testing.T) {
 	d.stop()
 }
 
+// Where a socket gets through and what leaves whole does not, the sockets take over, and status says for whom and why.
+func TestOuterDeviceGivenUp(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, why string
+		hinder    func(p *pair)
+		passes    bool // through the sockets
+	}{
+		{"a peer's address is this host's", "172.30.0.2 is an address of this host", func(p *pair) { p.exec(p.a, "ip", "address", "add", "172.30.0.2/32", "dev", "lo") }, false},
+		{"routes for sockets alone", "172.30.0.2 has a route for sockets", func(p *pair) {
+			p.exec(p.a, "ip", "rule", "add", "iif", "lo", "lookup", "main", "pref", "100")
+			p.exec(p.a, "ip", "rule", "del", "pref", "32766")
+		}, true},
+		{"forwarding off", "nothing leaves it for 172.30.0.2", func(p *pair) { must(p.t, p.a.Sysctl("net.ipv4.conf.vxgso0.forwarding", "0")) }, true},
+		{"a route with an encapsulation", "the route to 172.30.0.2 has an encapsulation of its own", func(p *pair) {
+			p.exec(p.a, "ip", "route", "add", "172.30.0.2/32", "encap", "ip", "id", "7", "dst", "172.30.0.2", "dev", "eth0")
+		}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPair(t, wire{})
+			p.needTier("tunnel-gso")
+			d := p.start(p.a, upArgs("--tier", "tunnel-gso")...)
+			p.addKernelPeer()
+			p.pingAll(56)
+			c.hinder(p)
+			if c.passes {
+				p.tcp(p.a, p.b, overlayB[0], time.Second)
+			} else {
+				p.connectFails(overlayB[0])
+			}
+			s := d.status()
+			if f := capability(s, "tunnel-gso"); s.Tier != "udp-gso" || f.Enabled || !strings.Contains(f.Reason, c.why) {
+				t.Errorf("tier %s, counted %v, %+v", s.Tier, d.stats().OuterDrops, f)
+			}
+			d.stop()
+		})
+	}
+}
+
 // connectFails dials from host a where nothing can come back.
 func (p *pair) connectFails(to netip.Addr) {
 	p.t.Helper()
 	err := p.a.Run(func() error {
+		var timeout net.Error
 		c, err := net.DialTimeout("tcp4", netip.AddrPortFrom(to, 9).String(), 500*time.Millisecond)
 		switch {
 		case err == nil:
 			return errors.Join(errors.New("connected through a black hole"), c.Close())
-		case !errors.Is(err, context.DeadlineExceeded):
+		case !errors.As(err, &timeout) || !timeout.Timeout():
 			return err
 		}
 		return nil

@@ -26,6 +26,7 @@ With flags, --local is needed; peers can also come later (vxlane peer apply). Ea
   allowed_ips=PREFIX          addresses behind it; can be repeated
   mac=MAC                     of its VTEP; asked for by default
   name=NAME                   the endpoint by default
+  super_packets=false         for one that takes no datagrams of 64 KB (tier tunnel-gso)
 
 SIGHUP, vxlane reload and any change of the file read the file again; a bad file changes nothing.`
 
@@ -188,7 +189,7 @@ func (f *upFlags) fillUnderlay(u *static.Underlay) error {
 
 // parsePeer reads the value of one --peer.
 func parsePeer(s string) (static.Peer, error) {
-	var p static.Peer
+	p := static.NewPeer()
 	seen := make(map[string]bool)
 	for _, field := range strings.Split(s, ",") {
 		key, value, ok := strings.Cut(field, "=")
@@ -214,12 +215,16 @@ func setPeerField(p *static.Peer, key, value string) (err error) {
 		err = p.Endpoint.UnmarshalText([]byte(value))
 	case "mac":
 		err = p.MAC.UnmarshalText([]byte(value))
+	case "super_packets":
+		if p.SuperPackets = value == "true"; !p.SuperPackets && value != "false" {
+			err = fmt.Errorf("%q is neither true nor false", value)
+		}
 	case "allowed_ips":
 		var prefix static.Prefix
 		err = prefix.UnmarshalText([]byte(value))
 		p.AllowedIPs = append(p.AllowedIPs, prefix)
 	default:
-		return fmt.Errorf("unknown key %q; known here: endpoint, allowed_ips, mac, name", key)
+		return fmt.Errorf("unknown key %q; known here: endpoint, allowed_ips, mac, name, super_packets", key)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", key, err)

@@ -28,7 +28,7 @@ type Tunnel struct {
 	Underlay Underlay `yaml:"underlay" json:"underlay"`
 	Peers    []Peer   `yaml:"peers" json:"peers" default:"[]" doc:"The remote ends, all of them; can change while the tunnel runs."`
 	Routes   bool     `yaml:"routes" json:"routes" default:"true, in tap mode false" doc:"Add a route through the device for each of the peers' allowed_ips. A device that is a port of a bridge has none of its own."`
-	Tier     Tier     `yaml:"tier" json:"tier" default:"auto" doc:"Kernel offloads to use: auto (the best that works here), or one tier by name: tunnel-gso (TCP super-packets leave whole through a second device, and what arrives comes in through it, past netfilter; Linux 6.17, CAP_BPF), udp-gso (super-packets through the device, trains through the sockets), portable (neither: what a kernel that damages them leaves). With tunnel-gso, a peer on this same machine that is neither vxlane nor the kernel must take datagrams of 64 KB."`
+	Tier     Tier     `yaml:"tier" json:"tier" default:"auto" doc:"Kernel offloads to use: auto (the best that works here), or one tier by name: tunnel-gso (TCP super-packets leave whole through a second device, and what arrives comes in through it, past netfilter; Linux 6.17, CAP_BPF), udp-gso (super-packets through the device, trains through the sockets), portable (neither: what a kernel that damages them leaves). With tunnel-gso, a peer on this same machine that is neither vxlane nor the kernel must take datagrams of 64 KB, or have super_packets: false."`
 	FDB      FDB      `yaml:"fdb" json:"fdb"`
 }
 
@@ -79,10 +79,11 @@ type SourceCheck struct {
 
 // Peer is one remote end.
 type Peer struct {
-	Name       string    `yaml:"name" json:"name" default:"the endpoint" doc:"Name of the peer, unique in the tunnel; counters follow it over reloads."`
-	Endpoint   Endpoint  `yaml:"endpoint" json:"endpoint" default:"required" doc:"Underlay address of the peer, with or without a port; the port is the tunnel's unless given."`
-	MAC        encap.MAC `yaml:"mac" json:"mac" default:"asked for" doc:"MAC of the peer's VTEP. By default asked for by ARP or neighbour discovery of the first single host in allowed_ips. In tap mode a static forwarding entry, and optional."`
-	AllowedIPs []Prefix  `yaml:"allowed_ips" json:"allowed_ips" default:"required in tun mode" doc:"Addresses behind the peer: packets to them go to it, and only packets from them are accepted from it. The longest prefix wins. In tap mode optional: frames go by their MAC, and IP packets from other addresses are not accepted from the peer."`
+	Name         string    `yaml:"name" json:"name" default:"the endpoint" doc:"Name of the peer, unique in the tunnel; counters follow it over reloads."`
+	Endpoint     Endpoint  `yaml:"endpoint" json:"endpoint" default:"required" doc:"Underlay address of the peer, with or without a port; the port is the tunnel's unless given."`
+	MAC          encap.MAC `yaml:"mac" json:"mac" default:"asked for" doc:"MAC of the peer's VTEP. By default asked for by ARP or neighbour discovery of the first single host in allowed_ips. In tap mode a static forwarding entry, and optional."`
+	AllowedIPs   []Prefix  `yaml:"allowed_ips" json:"allowed_ips" default:"required in tun mode" doc:"Addresses behind the peer: packets to them go to it, and only packets from them are accepted from it. The longest prefix wins. In tap mode optional: frames go by their MAC, and IP packets from other addresses are not accepted from the peer."`
+	SuperPackets bool      `yaml:"super_packets" json:"super_packets" default:"true" doc:"Tier tunnel-gso only: send TCP super-packets to the peer whole, which the host or its NIC segments on the way out. false for a peer on this same machine that receives through sockets without room for 64 KB; it gets what udp-gso sends."`
 }
 
 // FDB configures the forwarding database of tap mode. It has no effect in tun mode.
@@ -119,6 +120,8 @@ func (s *SourcePorts) setDefaults() { *s = SourcePorts{Range: PortRange{32768, 6
 
 func (s *SourceCheck) setDefaults() { *s = SourceCheck{Outer: CheckEnforce, Inner: CheckEnforce} }
 
+func (p *Peer) setDefaults() { p.SuperPackets = true }
+
 func (f *FDB) setDefaults() {
 	*f = FDB{Ageing: Duration(300 * time.Second), Limit: 4096, PeerLimit: 1024, Flood: Flood{All: true}, Suppress: SuppressOff}
 }
@@ -130,6 +133,13 @@ func NewTunnel() Tunnel {
 	var t Tunnel
 	applyDefaults(&t)
 	return t
+}
+
+// NewPeer returns a peer with every default that depends on no other key.
+func NewPeer() Peer {
+	var p Peer
+	applyDefaults(&p)
+	return p
 }
 
 // complete fills in the defaults that follow from other keys.

@@ -32,7 +32,7 @@ func TestDesignExample(t *testing.T) {
 		},
 		Peers: []Peer{{
 			Name: "hb", Endpoint: Endpoint{netip.MustParseAddrPort("172.30.0.2:8472")}, MAC: encap.MAC{2, 5: 2},
-			AllowedIPs: []Prefix{{netip.MustParsePrefix("10.99.0.2/32")}, {netip.MustParsePrefix("10.244.2.0/24")}},
+			AllowedIPs: []Prefix{{netip.MustParsePrefix("10.99.0.2/32")}, {netip.MustParsePrefix("10.244.2.0/24")}}, SuperPackets: true,
 		}},
 		Routes: true,
 		Tier:   TierAuto,
@@ -253,6 +253,12 @@ func TestParsePeers(t *testing.T) {
 		peers, err := tunnel.ParsePeers("stdin", []byte(text))
 		if err != nil || len(peers) != 1 || peers[0].Name != "hb" || peers[0].Endpoint.String() != "172.30.0.2:8472" || peers[0].AllowedIPs[0].String() != "10.99.0.2/32" {
 			t.Errorf("%s: %+v, %v", name, peers, err)
+		}
+	}
+	for more, segmented := range map[string]bool{"": false, ", super_packets: true": false, ", super_packets: false": true} {
+		peers, err := tunnel.ParsePeers("stdin", []byte("- {endpoint: 172.30.0.2, allowed_ips: [10.99.0.2]"+more+"}"))
+		if err != nil || len(peers) != 1 || peers[0].Segmented != segmented {
+			t.Errorf("%q: %+v, %v", more, peers, err)
 		}
 	}
 	for _, text := range []string{"[]", "peers: []"} {

@@ -134,7 +134,7 @@ func (t *Tunnel) RoutingPeers() []routing.Peer { return toRouting(t.Peers) }
 func toRouting(peers []Peer) []routing.Peer {
 	out := make([]routing.Peer, len(peers))
 	for i, p := range peers {
-		out[i] = routing.Peer{Name: p.Name, Endpoint: p.Endpoint.AddrPort, MAC: p.MAC}
+		out[i] = routing.Peer{Name: p.Name, Endpoint: p.Endpoint.AddrPort, MAC: p.MAC, Segmented: !p.SuperPackets}
 		for _, prefix := range p.AllowedIPs {
 			out[i].AllowedIPs = append(out[i].AllowedIPs, prefix.Prefix)
 		}

@@ -82,6 +82,7 @@ type Peer struct {
 	MAC         string                `json:"mac"` // configured or resolved; empty when not known
 	State       tunnel.NeighbourState `json:"state"`
 	AllowedIPs  []string              `json:"allowed_ips"`
+	Supers      bool                  `json:"super_packets"` // may be sent to it whole
 	Encap       PeerFlow              `json:"encap"`
 	Decap       PeerFlow              `json:"decap"`
 	LastReceive *time.Time            `json:"last_receive"` // null when nothing was received

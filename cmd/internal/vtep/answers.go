@@ -79,7 +79,7 @@ func (v *VTEP) Peers() control.Peers {
 	out := control.Peers{Schema: control.SchemaPeers, Peers: []control.Peer{}}
 	for _, p := range v.Tunnel.PeerStatus() {
 		peer := control.Peer{
-			Name: p.Peer.Name, Endpoint: p.Peer.Endpoint.String(), State: p.State, AllowedIPs: []string{},
+			Name: p.Peer.Name, Endpoint: p.Peer.Endpoint.String(), State: p.State, AllowedIPs: []string{}, Supers: !p.Peer.Segmented,
 			Encap: control.PeerFlow{Packets: p.EncapPackets, Bytes: p.EncapBytes},
 			Decap: control.PeerFlow{Packets: p.DecapPackets, Bytes: p.DecapBytes},
 			Path:  control.PeerPath{MTU: p.PathMTU, BlackHole: p.BlackHole, Echo: p.Echo.String()},
