@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -43,6 +45,15 @@ func hostState(t *testing.T, h *lab.Host) []string {
 		links, err1 := netlink.LinkList()
 		for _, l := range links {
 			state = append(state, fmt.Sprintf("link %s mtu %d flags %s", l.Attrs().Name, l.Attrs().MTU, l.Attrs().Flags))
+			for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+				programs, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: hook})
+				if err != nil && kernelHas(6, 6) {
+					return fmt.Errorf("BPF programs of %s: %w", l.Attrs().Name, err)
+				}
+				if programs != nil && len(programs.Programs) > 0 {
+					state = append(state, fmt.Sprintf("%d BPF programs at %s of %s", len(programs.Programs), hook, l.Attrs().Name))
+				}
+			}
 		}
 		addrs, err2 := netlink.AddrList(nil, netlink.FAMILY_ALL)
 		for _, a := range addrs {

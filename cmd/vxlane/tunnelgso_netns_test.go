@@ -88,6 +88,11 @@ func TestOuterDevice(t *testing.T) {
 		p.tcp(p.a, p.b, overlayB[i], 300*time.Millisecond)
 		p.tcp(p.b, p.a, overlayA[i], 300*time.Millisecond)
 	}
+	if during := hostState(t, p.a); !slices.ContainsFunc(during, func(s string) bool {
+		return strings.HasPrefix(s, "1 BPF programs at") && strings.HasSuffix(s, "of eth0")
+	}) {
+		t.Errorf("no program at eth0: %q", during)
+	}
 	s := d.status()
 	if s.Tier != "tunnel-gso" || len(s.HostChanges) != 2 || !strings.Contains(s.HostChanges[0], "vxgso") || !strings.Contains(s.HostChanges[1], "ingress of eth0") {
 		t.Errorf("tier %s, host changes %q", s.Tier, s.HostChanges)
