@@ -17,7 +17,7 @@ const (
 
 // NICCapabilities returns the features of the underlay's device that a tier depends on, and what its owner could do about
 // those that are off. Devices that do without are not spoken of, nor those that cannot be asked.
-func NICCapabilities(device string, tier Tier, checksum bool) []Capability {
+func (u *UDP) NICCapabilities(device string, tier Tier) []Capability {
 	if tier == TierPortable {
 		return nil
 	}
@@ -35,7 +35,11 @@ func NICCapabilities(device string, tier Tier, checksum bool) []Capability {
 		all = append(all, receivesTrains(device, features))
 	}
 	if tier == TierTunnelGSO {
-		all = append(all, segmentsTunnels(device, features, checksum))
+		checksum := !u.cfg.NoChecksum
+		if u.cfg.Local.Is6() {
+			checksum = !u.cfg.NoChecksum6TX
+		}
+		all = append(all, segmentsTunnels(device, features, checksum, u.outer.trains != nil && u.outer.trains.on()))
 	}
 	return all
 }
@@ -61,16 +65,18 @@ func receivesTrains(device string, features map[string]bool) Capability {
 }
 
 // segmentsTunnels tells whether a device segments what the outer TAP sends whole. Where none does, TCP goes as trains, if the device
-// segments those (prefersTrains), or the CPU segments it.
-func segmentsTunnels(device string, features map[string]bool, checksum bool) Capability {
+// segments those (prefersTrains, asked at the start), or the CPU segments it.
+func segmentsTunnels(device string, features map[string]bool, checksum, trains bool) Capability {
 	name := tunnelSegmentation
 	if checksum {
 		name = tunnelSegmentationCS
 	}
-	c := Capability{Name: name, Enabled: features[name]}
+	c := Capability{Name: name, Enabled: features[name] && !trains}
 	switch {
 	case c.Enabled:
-	case checksum && features[trainSegmentation]:
+	case trains && features[name]:
+		c.Reason = fmt.Sprintf("turned on for %s after the start: TCP is sent as trains until the next", device)
+	case trains:
 		c.Reason = fmt.Sprintf("off on %s, which segments trains instead: TCP is sent as such; if the device has it, before the start: ethtool -K %s %s on", device, device, name)
 	default:
 		c.Reason = fmt.Sprintf("off on %s, so the CPU segments what leaves whole; if the device has it: ethtool -K %s %s on", device, device, name)

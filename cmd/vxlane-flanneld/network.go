@@ -283,6 +283,7 @@ func (e *end) start(ctx context.Context) error {
 		return errors.Join(err, ctx.Err())
 	}
 	e.ready.Store(true)
+	e.vtep.LogCapabilities()
 	return nil
 }
 

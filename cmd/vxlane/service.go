@@ -178,6 +178,7 @@ func (s *service) announce(ctx context.Context, ready *sync.WaitGroup, started c
 		in.setReady()
 	}
 	for _, in := range s.tunnels {
+		in.vtep.LogCapabilities()
 		c := &in.vtep.Config
 		s.log.Info("ready", "device", c.Device.Name, "mtu", c.Device.MTU, "encap", c.Underlay.Encap, "vni", c.Underlay.VNI,
 			"local", c.Underlay.Local, "port", c.Underlay.Port, "tier", in.vtep.Tier(), "queues", c.Device.Queues,

@@ -8,6 +8,9 @@ import (
 	"flag"
 	"fmt"
 	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +20,7 @@ import (
 	"github.com/vxlane/vxlane/bench/lab"
 	"github.com/vxlane/vxlane/bench/network"
 	"github.com/vxlane/vxlane/bench/traffic"
+	"github.com/vxlane/vxlane/tunnel"
 )
 
 var tiers = []string{"tunnel-gso", "udp-gso", "portable"}
@@ -50,7 +54,7 @@ func TestTiersAgainstTheKernel(t *testing.T) {
 	}
 }
 
-// hasAll wants every feature of a tier still in use that this kernel has.
+// hasAll wants every feature of a tier still in use that this kernel has, and one line in the log that told of each, at the start.
 func (d *running) hasAll(tier string) {
 	d.t.Helper()
 	features := map[string][]string{
@@ -60,6 +64,10 @@ func (d *running) hasAll(tier string) {
 	s := d.status()
 	if string(s.Tier) != tier {
 		d.t.Errorf("tier %s, want %s: %+v", s.Tier, tier, s.Capabilities)
+	}
+	lines := regexp.MustCompile(`(?m)^.*msg="kernel features".*$`).FindAllString(d.output(), -1)
+	if len(lines) != 1 || slices.ContainsFunc(s.Capabilities, func(c tunnel.Capability) bool { return !strings.Contains(lines[0], c.Name) }) {
+		d.t.Errorf("the log says of features %q, status %+v", lines, s.Capabilities)
 	}
 	for _, name := range features {
 		if c := capability(s, name); !c.Enabled && (name != "uso" || kernelHas(6, 2)) {

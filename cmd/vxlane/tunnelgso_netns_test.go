@@ -184,6 +184,10 @@ tunnels:
 			if n := p.netstat(p.a)["Udp.InDatagrams"]; n > 10 {
 				t.Errorf("%d datagrams came to the sockets", n)
 			}
+			must(t, p.a.SetOffloads("eth0", map[string]bool{c.feature: true})) // too late for this tunnel
+			if f := capability(d.status(), c.feature); f.Enabled == c.checksum || c.checksum && !strings.Contains(f.Reason, "after the start") {
+				t.Errorf("turned on after the start: %+v", f)
+			}
 			d.stop()
 		})
 	}

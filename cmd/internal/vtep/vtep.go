@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -450,12 +451,25 @@ func (v *VTEP) Capabilities() []tunnel.Capability {
 	}
 	all := append(v.offloads(), probing)
 	all = append(all, tunnel.SharedCapabilities(v.Config.Device.Queues)...)
-	u := &v.Config.Underlay
-	checksum := u.Checksum
-	if u.Local.Is6() {
-		checksum = !u.ZeroChecksum6.TX
+	return append(all, v.underlay.NICCapabilities(v.Underlay.Name, v.Tier())...)
+}
+
+// LogCapabilities says once, in one line, which kernel features are in use, and why the others are not.
+func (v *VTEP) LogCapabilities() {
+	on, off := summary(v.Capabilities())
+	v.log.Info("kernel features", "device", v.Config.Device.Name, "tier", v.Tier(), "on", on, "off", off)
+}
+
+func summary(features []tunnel.Capability) (on, off string) {
+	var used, missed []string
+	for _, c := range features {
+		if c.Enabled {
+			used = append(used, c.Name)
+		} else {
+			missed = append(missed, c.Name+" ("+c.Reason+")")
+		}
 	}
-	return append(all, tunnel.NICCapabilities(v.Underlay.Name, v.Tier(), checksum)...)
+	return strings.Join(used, " "), strings.Join(missed, "; ")
 }
 
 // Tier returns the tier in use now: the highest that the kernel has any of, up to what was asked for.
