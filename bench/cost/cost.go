@@ -19,7 +19,8 @@ type Cost struct {
 	Machine  time.Duration // processor time of the whole machine, whoever used it
 	Steal    time.Duration // processor time that the hypervisor gave to others
 	Tunnel   time.Duration // processor time of the tunnel's processes, all hosts together
-	Switches uint64        // context switches of the tunnel's threads
+	Switches uint64        // context switches of the tunnel's threads: Wakeups, and those that took the processor from one that had more to do
+	Wakeups  uint64        // times that one of them had nothing to do, slept, and was woken
 	// PeakMemory is the largest resident set of the tunnel's processes on one host since the stretch began, in bytes.
 	PeakMemory uint64
 }
@@ -46,8 +47,9 @@ type reading struct {
 }
 
 type processReading struct {
-	cpu      time.Duration
-	switches uint64
+	cpu       time.Duration
+	voluntary uint64 // context switches
+	forced    uint64
 }
 
 // Begin begins a stretch.
@@ -76,7 +78,9 @@ func (m *Meter) End() (Cost, error) {
 	for pid, now := range end.processes { // one that ended meanwhile is left out: what it took is not known
 		before := m.start.processes[pid]
 		c.Tunnel += now.cpu - before.cpu
-		c.Switches += now.switches - min(now.switches, before.switches) // threads that ended took theirs along
+		woken := now.voluntary - min(now.voluntary, before.voluntary) // threads that ended took theirs along
+		c.Wakeups += woken
+		c.Switches += woken + now.forced - min(now.forced, before.forced)
 	}
 	for _, pids := range m.processes {
 		var host uint64
@@ -147,7 +151,8 @@ func (m *Meter) readProcess(pid int) (r processReading, err error) {
 			}
 			return r, err
 		}
-		r.switches += s.VoluntaryCtxtSwitches + s.NonVoluntaryCtxtSwitches
+		r.voluntary += s.VoluntaryCtxtSwitches
+		r.forced += s.NonVoluntaryCtxtSwitches
 	}
 	return r, nil
 }

@@ -3,6 +3,7 @@ package cost
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -42,6 +43,49 @@ func TestMeter(t *testing.T) {
 			t.Errorf("got %+v: want at least the process's time on the machine, and some memory", c)
 		}
 		return
+	}
+}
+
+// A process that sleeps again and again is woken as often; one that only computes is never, however often others take its place.
+func TestWakeups(t *testing.T) {
+	for _, c := range []struct {
+		name, script string
+		sleeps       bool
+	}{
+		{"sleeps", "while :; do read -t 0.002 line <> $PIPE; done", true},
+		{"computes", "while :; do :; done", false},
+	} {
+		pipe := filepath.Join(t.TempDir(), "nobody-writes")
+		if err := unix.Mkfifo(pipe, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("bash", "-c", c.script)
+		cmd.Env = append(os.Environ(), "PIPE="+pipe)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}()
+		m, err := NewMeter([][]int{{cmd.Process.Pid}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var cost Cost
+		for enough := false; !enough; {
+			if err := m.Begin(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(200 * time.Millisecond)
+			if cost, err = m.End(); err != nil {
+				t.Fatal(err)
+			}
+			enough = cost.Tunnel > 0 && (!c.sleeps || cost.Wakeups > 0) // once it has started
+		}
+		if cost.Switches < cost.Wakeups || c.sleeps != (cost.Wakeups >= 3) {
+			t.Errorf("%s: %+v", c.name, cost)
+		}
 	}
 }
 

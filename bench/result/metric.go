@@ -43,6 +43,8 @@ const (
 	SyscallsPerPkt  = "tunnel_syscalls_per_packet"
 	SwitchesPerGB   = "tunnel_context_switches_per_gigabyte"
 	SwitchesPerMpkt = "tunnel_context_switches_per_million_packets"
+	WakeupsPerGB    = "tunnel_wakeups_per_gigabyte"
+	WakeupsPerMpkt  = "tunnel_wakeups_per_million_packets"
 	PeakMemory      = "tunnel_peak_memory_bytes"
 	Busy            = "machine_busy_cores"
 	Steal           = "machine_steal_cores"
@@ -73,6 +75,8 @@ func Metrics() []Metric {
 		{SyscallsPerPkt, "system calls of the tunnel's processes per packet", "1/packet", 1, LowerIsBetter},
 		{SwitchesPerGB, "context switches of the tunnel's processes per gigabyte", "1/GB", 1, LowerIsBetter},
 		{SwitchesPerMpkt, "context switches of the tunnel's processes per million packets", "1/Mpkt", 1, LowerIsBetter},
+		{WakeupsPerGB, "wake-ups (context switches after a sleep) of the tunnel's processes per gigabyte", "1/GB", 1, LowerIsBetter},
+		{WakeupsPerMpkt, "wake-ups (context switches after a sleep) of the tunnel's processes per million packets", "1/Mpkt", 1, LowerIsBetter},
 		{PeakMemory, "peak memory of the tunnel's processes, per host", "MiB", 1 << 20, LowerIsBetter},
 		{Busy, "busy cores", "cores", 1, Neither},
 		{Steal, "cores taken by the hypervisor", "cores", 1, Neither},

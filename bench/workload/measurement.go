@@ -124,6 +124,8 @@ func (s *measurement) setCosts(m carried, later ...carried) {
 	s.setPer(result.TunnelPerMpkt, s.cost.Tunnel.Seconds(), millions)
 	s.setPer(result.SwitchesPerGB, float64(s.cost.Switches), gigabytes)
 	s.setPer(result.SwitchesPerMpkt, float64(s.cost.Switches), millions)
+	s.setPer(result.WakeupsPerGB, float64(s.cost.Wakeups), gigabytes)
+	s.setPer(result.WakeupsPerMpkt, float64(s.cost.Wakeups), millions)
 	if len(later) > 0 && s.syscalls > 0 {
 		s.setPer(result.SyscallsPerPkt, float64(s.syscalls), later[0].packets)
 	}
