@@ -71,7 +71,7 @@ func (u *UDP) openGroup() error {
 	if !u.cfg.Group.IsValid() || u.cfg.Shared != nil && !u.cfg.Shared.claimGroup(u.cfg.Group) {
 		return nil
 	}
-	fd, err := u.receiveSocket(u.cfg.Group, true) // with tunnels of other addresses of this host
+	fd, err := u.receiveSocket(u.cfg.Group, u.cfg.Port, true) // with tunnels of other addresses of this host
 	if err != nil {
 		return &GroupError{u.cfg.Group, u.cfg.Device.Name, err}
 	}

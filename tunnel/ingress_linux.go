@@ -38,19 +38,33 @@ const (
 	skbData        = 76
 	skbDataEnd     = 80
 
+	loopbackIndex = 1 // LOOPBACK_IFINDEX, include/net/net_namespace.h
+
 	packetHost = 0 // PACKET_HOST, include/uapi/linux/if_packet.h
 	tcxNext    = -1
 )
 
-// newIngress attaches the program to device; to is where the datagrams go. Both are interface indexes.
-func newIngress(device, to int, rule ingressRule) (_ *ingress, err error) {
+// newIngress attaches the program to device; to is where the datagrams go. Both are interface indexes. With marks, those of the tunnel's port
+// that it leaves to the kernel have no source port any more (see merger).
+func newIngress(device, to int, rule ingressRule, marks bool) (*ingress, error) {
+	return attachIngress(device, "vxlane_ingress", ingressProgram(to, rule, marks))
+}
+
+// newMarker attaches a program to device that hands over nothing, and takes the source port of all that is for the tunnel's port.
+func newMarker(device int, rule ingressRule) (*ingress, error) {
+	const next = "next"
+	p := append(asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}, markProgram(rule, asm.R6, next)...)
+	return attachIngress(device, "vxlane_mark", append(p, asm.Mov.Imm(asm.R0, tcxNext).WithSymbol(next), asm.Return()))
+}
+
+func attachIngress(device int, name string, program asm.Instructions) (_ *ingress, err error) {
 	g := new(ingress)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close())
 		}
 	}()
-	spec := &ebpf.ProgramSpec{Name: "vxlane_ingress", Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: ingressProgram(to, rule)}
+	spec := &ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: program}
 	if g.program, err = ebpf.NewProgram(spec); err != nil {
 		return nil, explainBPF("load BPF program", err)
 	}
@@ -62,8 +76,12 @@ func newIngress(device, to int, rule ingressRule) (_ *ingress, err error) {
 
 // ingressProgram compares what encap.ParseOuter and the VXLAN header must say. Fragments, IP options and extension headers, tagged frames and
 // those to other hosts are left to the kernel, and so are datagrams of other tunnels on the port. It runs for every packet that comes in.
-func ingressProgram(to int, rule ingressRule) asm.Instructions {
+func ingressProgram(to int, rule ingressRule, marks bool) asm.Instructions {
 	const next, judge, network = "next", "judge", encap.EthernetHeaderLen
+	leave := next
+	if marks {
+		leave = "leave"
+	}
 	const skb, frame, end = asm.R6, asm.R7, asm.R8
 	udp := network + encap.OuterHeaderLen(rule.local.Is6()) - 8
 	headers := int32(udp + 8 + encap.VXLANHeaderLen)
@@ -88,17 +106,17 @@ func ingressProgram(to int, rule ingressRule) asm.Instructions {
 		if mask != nil {
 			add(asm.And.Imm32(asm.R0, word(mask)))
 		}
-		add(asm.JNE.Imm32(asm.R0, word(value), next))
+		add(asm.JNE.Imm32(asm.R0, word(value), leave))
 	}
 
 	add(asm.LoadMem(asm.R0, skb, skbPacketType, asm.Word), asm.JNE.Imm32(asm.R0, packetHost, next))
 	add(asm.LoadMem(asm.R0, skb, skbVLANPresent, asm.Word), asm.JNE.Imm32(asm.R0, 0, next)) // the kernel has taken the tag out of the frame already
 	linear()
 	add(asm.JLE.Reg(asm.R1, end, judge))
-	add(asm.LoadMem(asm.R0, skb, skbLen, asm.Word), asm.JLT.Imm(asm.R0, headers, next))
+	add(asm.LoadMem(asm.R0, skb, skbLen, asm.Word), asm.JLT.Imm(asm.R0, headers, leave))
 	add(asm.Mov.Reg(asm.R1, skb), asm.Mov.Imm(asm.R2, headers), asm.FnSkbPullData.Call())
 	linear()
-	add(asm.JGT.Reg(asm.R1, end, next))
+	add(asm.JGT.Reg(asm.R1, end, leave))
 
 	judged := len(p)
 	if rule.local.Is4() {
@@ -118,9 +136,16 @@ func ingressProgram(to int, rule ingressRule) asm.Instructions {
 	want(udp+8, []byte{8}, []byte{8}) // the I flag (RFC 7348 section 5)
 	want(udp+12, []byte{0xff, 0xff, 0xff, 0}, []byte{byte(rule.vni >> 16), byte(rule.vni >> 8), byte(rule.vni), 0})
 	p[judged] = p[judged].WithSymbol(judge)
-	return append(p,
+	add(
 		asm.Mov.Imm(asm.R1, int32(to)), asm.Mov.Imm(asm.R2, 0), asm.FnRedirect.Call(),
 		asm.Return(),
+	)
+	if marks {
+		mark := markProgram(rule, skb, next)
+		mark[0] = mark[0].WithSymbol(leave)
+		p = append(p, mark...)
+	}
+	return append(p,
 		asm.Mov.Imm(asm.R0, tcxNext).WithSymbol(next),
 		asm.Return(),
 	)

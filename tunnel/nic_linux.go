@@ -84,6 +84,17 @@ func segmentsTunnels(device string, features map[string]bool, checksum, trains b
 	return c
 }
 
+// doesGRO reports whether a device hands what it receives to GRO.
+func doesGRO(device string) bool {
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return false
+	}
+	defer e.Close()
+	features, err := e.Features(device)
+	return err == nil && features[receiveOffload]
+}
+
 // prefersTrains reports whether a device segments trains and not tunnels' super-packets, which the CPU would do for it. Trains have outer
 // checksums (UDP_SEGMENT goes not with SO_NO_CHECK: net/ipv4/udp.c, udp_send_skb).
 func prefersTrains(device string) bool {

@@ -39,6 +39,8 @@ type outerTAP struct {
 	ingress   *ingress
 	underlay  UnderlayDevice // that ingress is on
 	receives  feature
+	merger    *merger // nil: the kernel merges nothing for us
+	merges    feature
 	ended     sync.Once // receiving
 	stopWatch context.CancelFunc
 	dropped   atomic.Uint64 // what overflows said last
@@ -184,8 +186,14 @@ func (o *outerTAP) openIngress(rule ingressRule) (err error) {
 	if err := unix.IoctlSetInt(o.writer, unix.TUNSETOFFLOAD, offloadTCP|offloadUDP|offloadTunnel); err != nil {
 		return fmt.Errorf("take super-packets from %s: %w", o.name, err)
 	}
-	if o.ingress, err = newIngress(o.underlay.Index, o.link.index, rule); err != nil {
+	if o.ingress, err = newIngress(o.underlay.Index, o.link.index, rule, o.merger != nil); err != nil {
 		return err
+	}
+	if o.merger != nil {
+		if err := o.merger.merge(o.underlay.Index); err != nil {
+			o.endIngress("")
+			return err
+		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	o.stopWatch = cancel
@@ -209,6 +217,12 @@ func (o *outerTAP) endIngress(why string) {
 	o.ended.Do(func() {
 		if o.ingress == nil {
 			return
+		}
+		if o.merger != nil { // first: what it would still merge for nobody takes
+			if err := o.merger.merge(0); err != nil {
+				o.log.Warn("cannot end merging", "device", o.merger.device, "err", err)
+			}
+			o.merges.disable("nothing comes in through the outer device any more")
 		}
 		if err := o.ingress.close(); err != nil {
 			o.log.Warn("cannot detach a BPF program", "device", o.underlay.Name, "err", err)
@@ -295,6 +309,9 @@ func (o *outerTAP) describe() []string {
 	if o.receiving() {
 		changes = append(changes, fmt.Sprintf("BPF program at the ingress of %s: this tunnel's datagrams that come in there go to %s, and neither netfilter's hooks nor tc's there see them; gone at exit", o.underlay.Name, o.name))
 	}
+	if o.merger != nil {
+		changes = append(changes, fmt.Sprintf("device %s (the kernel's vxlan, for GRO) that has the port, and BPF programs that find this tunnel's sockets for it, in this network namespace and at the ingress of lo; gone at exit", o.merger.device))
+	}
 	return changes
 }
 
@@ -315,6 +332,9 @@ func (o *outerTAP) close() (err error) {
 		o.endIngress("")
 		if o.redirect != nil {
 			err = o.redirect.close()
+		}
+		if o.merger != nil {
+			err = errors.Join(err, o.merger.close())
 		}
 		for _, fd := range append(o.queues, o.writer) {
 			if fd >= 0 {
@@ -341,13 +361,17 @@ func (u *UDP) openOuter() {
 		if prefersTrains(u.cfg.NIC) {
 			u.outer.trains = &u.gso
 		}
-		u.receiveOuter()
 	}
+}
+
+// ingressRule is what comes in through the outer TAP device.
+func (u *UDP) ingressRule() ingressRule {
+	return ingressRule{local: u.cfg.Local, port: u.cfg.Port, vni: u.cfg.VNI}
 }
 
 // receiveOuter makes each worker receive from its queue of the outer TAP device, besides its socket.
 func (u *UDP) receiveOuter() {
-	rule := ingressRule{local: u.cfg.Local, port: u.cfg.Port, vni: u.cfg.VNI}
+	rule := u.ingressRule()
 	for i, queue := range u.outer.queues {
 		r, err := newOuterReceiver(u.outer, queue, rule, u.cfg.NoChecksum6RX)
 		if err != nil {

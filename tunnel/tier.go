@@ -14,6 +14,8 @@ const (
 	capabilityTunnelGSO = "tunnel-gso"
 	// capabilityOuterReceive is its other half: datagrams come in through the outer TAP device, too.
 	capabilityOuterReceive = "outer-receive"
+	// capabilityKernelGRO is that the kernel merges what comes in so.
+	capabilityKernelGRO = "kernel-gro"
 )
 
 const (

@@ -31,7 +31,7 @@ type UDPConfig struct {
 
 	SourceLow, SourceHigh uint16   // range of ports that datagrams are sent from, both included
 	Buckets               int      // how many ports of it to use
-	Reserved              []uint16 // ports of it that others in this process will receive on
+	Reserved              []uint16 // ports of it that this process will receive on, one for each tunnel
 
 	TTL           uint8 // 0: the system's
 	TOS           uint8 // for datagrams that set none
@@ -48,6 +48,7 @@ type UDPConfig struct {
 	NIC    string      // with TunnelGSO: the device that datagrams leave through; empty when that is not known
 
 	Offloads  bool // send and receive trains, as far as the kernel knows them
+	KernelGRO bool // with TunnelGSO: let the kernel merge what comes in, by a vxlan device of its own that has the port
 	TunnelGSO bool // send TCP super-packets whole, through an outer TAP device, and receive through it, when the kernel takes them; for VXLAN
 	Log       *slog.Logger
 }
@@ -88,8 +89,60 @@ func (u *UDP) open() error {
 		return err
 	}
 	u.negotiate()
+	u.openOuter()
+	if err := u.openReceivers(); err != nil {
+		return err
+	}
+	if err := u.openGroup(); err != nil {
+		return err
+	}
+	if err := u.openSenders(); err != nil {
+		return err
+	}
+	if u.outer != nil {
+		u.receiveOuter()
+	}
+	return nil
+}
+
+// openReceivers opens the sockets that receive, on the port, or behind the kernel's vxlan, which then has it.
+func (u *UDP) openReceivers() error {
+	if u.outer == nil {
+		return u.listen(u.cfg.Port)
+	}
+	err := u.mayMerge()
+	if err == nil {
+		err = u.openBehindMerger()
+	}
+	if err == nil {
+		return nil
+	}
+	u.outer.merges.disable("%v", err)
+	return u.listen(u.cfg.Port)
+}
+
+// openBehindMerger opens the sockets on a port that nobody knows, and the merger that leads to them. When that fails, there is neither.
+func (u *UDP) openBehindMerger() error {
+	fd, err := u.receiveSocket(u.cfg.Local, u.cfg.Port, false) // when somebody has the port, or may not be had, it is said as ever
+	if err != nil {
+		return err
+	}
+	if err := unix.Close(fd); err != nil {
+		return err
+	}
+	if err := u.listen(0); err != nil {
+		return errors.Join(err, u.deafen())
+	}
+	if u.outer.merger, err = openMerger(u.ingressRule(), u.outer.link.index, u.outer.name, u.sources[0].socket.fd); err != nil {
+		return errors.Join(err, u.deafen())
+	}
+	return nil
+}
+
+// listen opens a socket for each worker; all have one port, which the kernel chooses when it is 0.
+func (u *UDP) listen(port uint16) error {
 	for range u.cfg.Receivers {
-		fd, err := u.receiveSocket(u.cfg.Local, u.sharesPort())
+		fd, err := u.receiveSocket(u.cfg.Local, port, u.sharesPort())
 		if err != nil {
 			return err
 		}
@@ -98,15 +151,23 @@ func (u *UDP) open() error {
 		if u.cfg.Shared != nil {
 			u.cfg.Shared.add(fd)
 		}
+		if port == 0 {
+			if port, err = boundPort(fd); err != nil {
+				return err
+			}
+		}
 	}
-	if err := u.openGroup(); err != nil {
-		return err
-	}
-	if err := u.openSenders(); err != nil {
-		return err
-	}
-	u.openOuter()
 	return nil
+}
+
+// deafen closes what listen opened.
+func (u *UDP) deafen() error {
+	var errs []error
+	for _, r := range u.sources {
+		errs = append(errs, unix.Close(r.socket.fd))
+	}
+	u.sources, u.receivers = nil, nil
+	return errors.Join(errs...)
 }
 
 // PathMTU returns the largest IP packet that the kernel believes to reach remote, in bytes: its path MTU, or the MTU of the route.
@@ -159,7 +220,7 @@ func (u *UDP) claimPort() error {
 }
 
 // receiveSocket opens a socket for what comes to an address of this host, or to a group. It shares the port with others that do, or has it alone.
-func (u *UDP) receiveSocket(to netip.Addr, shared bool) (int, error) {
+func (u *UDP) receiveSocket(to netip.Addr, port uint16, shared bool) (int, error) {
 	fd, err := u.socket()
 	if err != nil {
 		return -1, err
@@ -183,7 +244,7 @@ func (u *UDP) receiveSocket(to netip.Addr, shared bool) (int, error) {
 		err = errors.Join(err, setOption(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1, "UDP_GRO"))
 	}
 	if err == nil {
-		err = u.bindTo(fd, to, u.cfg.Port)
+		err = u.bindTo(fd, to, port)
 	}
 	if err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
@@ -414,7 +475,7 @@ func (u *UDP) Capabilities() []Capability {
 	all := []Capability{u.gso.capability("gso"), u.gro.capability("gro"), outer.capability(capabilityTunnelGSO)}
 	if u.outer != nil {
 		u.outer.receiving() // finds out
-		all = append(all, u.outer.receives.capability(capabilityOuterReceive))
+		all = append(all, u.outer.receives.capability(capabilityOuterReceive), u.outer.merges.capability(capabilityKernelGRO))
 	}
 	return all
 }
@@ -431,14 +492,23 @@ func (u *UDP) HostChanges() []string {
 func (u *UDP) SourcePorts() []uint16 {
 	ports := make([]uint16, 0, len(u.sockets))
 	for _, fd := range u.sockets {
-		switch sa, _ := unix.Getsockname(fd); sa := sa.(type) {
-		case *unix.SockaddrInet4:
-			ports = append(ports, uint16(sa.Port))
-		case *unix.SockaddrInet6:
-			ports = append(ports, uint16(sa.Port))
+		if port, err := boundPort(fd); err == nil {
+			ports = append(ports, port)
 		}
 	}
 	return ports
+}
+
+// boundPort returns the port that a socket is bound to.
+func boundPort(fd int) (uint16, error) {
+	switch sa, err := unix.Getsockname(fd); sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return uint16(sa.Port), nil
+	case *unix.SockaddrInet6:
+		return uint16(sa.Port), nil
+	default:
+		return 0, fmt.Errorf("ask for a socket's port: %w", err)
+	}
 }
 
 // Close implements Underlay.

@@ -256,9 +256,13 @@ func TestOuterChecksumsOnReceipt(t *testing.T) {
 		{"IPv6, rx", "fd30::1", "fd30::2", ", zero_checksum6: {rx: true}", map[string]bool{right: true, none: true}},
 		{"IPv6, tx", "fd30::1", "fd30::2", ", zero_checksum6: {tx: true}", map[string]bool{right: true}},
 	} {
-		for _, tier := range []string{"udp-gso", "tunnel-gso"} {
-			t.Run(c.name+" "+tier, func(t *testing.T) {
-				p := newPair(t, wire{Offloads: noOffloads})
+		for _, way := range []struct {
+			tier     string
+			offloads map[string]bool
+		}{{"udp-gso", noOffloads}, {"tunnel-gso", noOffloads}, {"tunnel-gso", withGRO()}} {
+			tier := way.tier
+			t.Run(fmt.Sprintf("%s %s, GRO %v", c.name, tier, way.offloads["rx-gro"]), func(t *testing.T) {
+				p := newPair(t, wire{Offloads: way.offloads})
 				p.needTier(tier)
 				d := p.start(p.a, "--config", p.write("sums.yaml", fmt.Sprintf(`version: 1
 tunnels:

@@ -236,33 +236,41 @@ func TestOuterDeviceTakenAway(t *testing.T) {
 			must(p.t, errors.Join(p.a.AwaitRunning("eth0"), p.b.AwaitRunning("eth0")))
 		}},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			p := newPair(t, wire{})
-			p.needTier("tunnel-gso")
-			d := p.start(p.a, upArgs("--tier", "tunnel-gso")...)
-			p.addKernelPeer()
-			p.pingAll(56)
-			c.do(p)
-			for deadline := time.Now().Add(patience); capability(d.status(), "outer-receive").Enabled; time.Sleep(10 * time.Millisecond) {
-				if time.Now().After(deadline) {
-					t.Fatal("not noticed")
+		for _, merges := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, the kernel merges %v", c.name, merges), func(t *testing.T) {
+				p := newPair(t, wire{Offloads: map[string]bool{"rx-gro": merges}})
+				p.needTier("tunnel-gso")
+				d := p.start(p.a, upArgs("--tier", "tunnel-gso")...)
+				p.addKernelPeer()
+				p.pingAll(56)
+				if f := capability(d.status(), "kernel-gro"); f.Enabled != merges {
+					t.Errorf("%+v", f)
 				}
-			}
-			p.pingAll(1400)
-			for i := range overlayB {
-				p.tcp(p.a, p.b, overlayB[i], 200*time.Millisecond)
-				p.tcp(p.b, p.a, overlayA[i], 200*time.Millisecond)
-			}
-			d.balanced()
-			s := d.status()
-			if len(s.HostChanges) > 1 {
-				t.Errorf("host changes %q", s.HostChanges)
-			}
-			if f := capability(s, "outer-receive"); !strings.Contains(f.Reason, c.why) {
-				t.Errorf("%+v, want a reason with %q", f, c.why)
-			}
-			d.stop()
-		})
+				c.do(p)
+				for deadline := time.Now().Add(patience); capability(d.status(), "outer-receive").Enabled; time.Sleep(10 * time.Millisecond) {
+					if time.Now().After(deadline) {
+						t.Fatal("not noticed")
+					}
+				}
+				p.pingAll(1400)
+				for i := range overlayB {
+					p.tcp(p.a, p.b, overlayB[i], 200*time.Millisecond)
+					p.tcp(p.b, p.a, overlayA[i], 200*time.Millisecond)
+				}
+				d.balanced()
+				s := d.status()
+				if slices.ContainsFunc(s.HostChanges, func(s string) bool { return strings.Contains(s, "ingress of eth0") }) {
+					t.Errorf("host changes %q", s.HostChanges)
+				}
+				if f := capability(s, "outer-receive"); !strings.Contains(f.Reason, c.why) {
+					t.Errorf("%+v, want a reason with %q", f, c.why)
+				}
+				if f := capability(s, "kernel-gro"); f.Enabled {
+					t.Errorf("%+v", f)
+				}
+				d.stop()
+			})
+		}
 	}
 }
 

@@ -7,6 +7,7 @@
 #
 #   TIER=udp-gso     tier (default auto)
 #   QUEUES=1         device.queues (default: as vxlane chooses)
+#   KERNEL_GRO=false underlay.kernel_gro (default true)
 #   CPU=0            pins this end's tunnel; CPU_A and CPU_B pin one end each
 #   NAPI=threaded    receives from the underlay's device on a kernel thread of its own, where it does NAPI (veth: profiles with GRO)
 #   FLUSH=20000      gro_flush_timeout in nanoseconds, and napi_defer_hard_irqs 2
@@ -46,7 +47,7 @@ tunnels:
   - tier: ${TIER:-auto}
     routes: false # those to the pods the harness adds
     device: {addresses: [$BENCH_ADDRESS], queues: ${QUEUES:-0}}
-    underlay: {local: $BENCH_UNDERLAY}
+    underlay: {local: $BENCH_UNDERLAY, kernel_gro: ${KERNEL_GRO:-true}}
     peers:
       - name: peer
         endpoint: $BENCH_UNDERLAY_PEER

@@ -56,6 +56,7 @@ type Underlay struct {
 	ZeroChecksum6 ZeroChecksum6 `yaml:"zero_checksum6" json:"zero_checksum6"`
 	ReservedBits  ReservedBits  `yaml:"reserved_bits" json:"reserved_bits" default:"strict" doc:"VXLAN header with a flag or reserved bit set: strict drops it, as Linux does; ignore accepts it, as RFC 7348 says."`
 	PathProbe     bool          `yaml:"path_probe" json:"path_probe" default:"true" doc:"Find paths that drop large datagrams without an ICMP error, by ICMP echo requests of that size to the peers, while such datagrams go there. Only where datagrams are not fragmented on the way: df set or inherit, and IPv6. Turn it off where a firewall drops large ICMP, but not large UDP."`
+	KernelGRO     bool          `yaml:"kernel_gro" json:"kernel_gro" default:"true" doc:"Tier tunnel-gso only, where the underlay's device does GRO at the start: let the kernel merge the TCP that comes in, by a vxlan device of its own that has the port, on all addresses of the host, instead of this tunnel's sockets. UDP is not merged then, unless the device has rx-udp-gro-forwarding."`
 	SourceCheck   SourceCheck   `yaml:"source_check" json:"source_check"`
 }
 
@@ -113,7 +114,7 @@ func (d *Device) setDefaults() { d.Mode = ModeTUN }
 
 func (u *Underlay) setDefaults() {
 	*u = Underlay{Encap: encap.FramingVXLAN, VNI: 1, TTL: TTL{Value: 64}, TOS: TOS{Inherit: true}, DF: DFUnset,
-		Checksum: true, ReservedBits: ReservedStrict, PathProbe: true}
+		Checksum: true, ReservedBits: ReservedStrict, PathProbe: true, KernelGRO: true}
 }
 
 func (s *SourcePorts) setDefaults() { *s = SourcePorts{Range: PortRange{32768, 60999}, Buckets: 16} }

@@ -28,7 +28,7 @@ func TestDesignExample(t *testing.T) {
 		Underlay: Underlay{
 			Encap: encap.FramingVXLAN, VNI: 1, Local: netip.MustParseAddr("172.30.0.1"), Port: 8472,
 			SourcePorts: SourcePorts{PortRange{32768, 60999}, 16}, TTL: TTL{Value: 64}, TOS: TOS{Inherit: true}, DF: DFUnset,
-			Checksum: true, ReservedBits: ReservedStrict, PathProbe: true, SourceCheck: SourceCheck{CheckEnforce, CheckEnforce},
+			Checksum: true, ReservedBits: ReservedStrict, PathProbe: true, KernelGRO: true, SourceCheck: SourceCheck{CheckEnforce, CheckEnforce},
 		},
 		Peers: []Peer{{
 			Name: "hb", Endpoint: Endpoint{netip.MustParseAddrPort("172.30.0.2:8472")}, MAC: encap.MAC{2, 5: 2},

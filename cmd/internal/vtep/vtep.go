@@ -257,7 +257,7 @@ func (v *VTEP) udpConfig() tunnel.UDPConfig {
 		SourceLow: u.SourcePorts.Range.Low, SourceHigh: u.SourcePorts.Range.High, Buckets: u.SourcePorts.Buckets,
 		TTL: u.TTL.Value, TOS: u.TOS.Value, DF: dfPolicies[u.DF], NoChecksum: !u.Checksum,
 		NoChecksum6TX: u.ZeroChecksum6.TX, NoChecksum6RX: u.ZeroChecksum6.RX,
-		Offloads: v.Config.Tier != static.TierPortable, TunnelGSO: v.Config.Tier == static.TierTunnelGSO, Log: v.log,
+		Offloads: v.Config.Tier != static.TierPortable, TunnelGSO: v.Config.Tier == static.TierTunnelGSO, KernelGRO: u.KernelGRO, Log: v.log,
 	}
 }
 
