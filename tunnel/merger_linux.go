@@ -31,6 +31,7 @@ type merger struct {
 	program *ebpf.Program
 	link    link.Link
 	own     *ingress // of the loopback device, which marks all for the tunnel
+	shut    *ingress // of the vxlan device, which lets nothing in: that has the port of the host's other addresses, too
 }
 
 // openMerger makes the device, on the outer TAP device of an index, and leads what is for rule to a socket, or to one of its group.
@@ -79,16 +80,24 @@ func (m *merger) addDevice(outer int) error {
 	if err := netlink.LinkAdd(v); err != nil {
 		return fmt.Errorf("make vxlan device %s: %w", m.device, err)
 	}
-	const noAddress = 1 // IN6_ADDR_GEN_MODE_NONE
-	err := errors.Join(netlink.LinkSetARPOff(v), netlink.LinkSetMulticastOff(v))
-	_ = netlink.LinkSetIP6AddrGenMode(v, noAddress) // there is none to set where IPv6 is off
-	if err == nil {
-		err = netlink.LinkSetUp(v)
-	}
-	if err != nil {
+	if err := m.raise(v); err != nil {
 		return errors.Join(fmt.Errorf("bring %s up: %w", m.device, err), netlink.LinkDel(v))
 	}
 	return nil
+}
+
+func (m *merger) raise(l netlink.Link) error {
+	const noAddress = 1 // IN6_ADDR_GEN_MODE_NONE
+	if err := errors.Join(netlink.LinkSetARPOff(l), netlink.LinkSetMulticastOff(l)); err != nil {
+		return err
+	}
+	_ = netlink.LinkSetIP6AddrGenMode(l, noAddress) // there is none to set where IPv6 is off
+	drop := asm.Instructions{asm.Mov.Imm(asm.R0, tcShot), asm.Return()}
+	var err error
+	if m.shut, err = attachIngress(l.Attrs().Index, "vxlane_shut", drop); err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(l)
 }
 
 // merge makes the kernel merge what comes in on a device, by its index, whose ingress leads to the outer TAP device and marks what it leaves. 0 ends it.
@@ -104,8 +113,10 @@ func (m *merger) close() error {
 	if m.link != nil {
 		errs = append(errs, m.link.Close())
 	}
-	if m.own != nil {
-		errs = append(errs, m.own.close())
+	for _, g := range []*ingress{m.own, m.shut} {
+		if g != nil {
+			errs = append(errs, g.close())
+		}
 	}
 	return errors.Join(append(errs, m.program.Close(), m.merging.Close(), m.sockets.Close())...)
 }

@@ -9,7 +9,9 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +43,7 @@ func TestKernelGRO(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := newPair(t, wire{Offloads: withGRO()})
 			p.needTier("tunnel-gso")
+			must(t, p.a.AddAddresses("eth0", prefixes("172.30.0.66/24")...))
 			before := hostState(t, p.a)
 			config := p.write("gro.yaml", fmt.Sprintf(`version: 1
 tunnels:
@@ -81,6 +84,9 @@ tunnels:
 			}
 			d.hasAll("tunnel-gso")
 			d.balanced()
+			if c.head == 20 && c.asked {
+				p.nothingIntrudes("vxgro0", netip.MustParseAddr("172.30.0.66"))
+			}
 			must(t, d.cmd.Signal(unix.SIGKILL))
 			_ = d.cmd.Wait()
 			if !soon(func() bool { return slices.Equal(before, hostState(t, p.a)) }) {
@@ -118,6 +124,33 @@ func (p *pair) mergedDuring(head int, v6 bool, do func()) bool {
 		if length > 2000 && length == n-inner {
 			return true
 		}
+	}
+}
+
+// nothingIntrudes makes sure that what strangers send to another address of host a, with the VNI of the kernel's device and to everybody's MAC,
+// ends in that device.
+func (p *pair) nothingIntrudes(device string, other netip.Addr) {
+	p.t.Helper()
+	var in *net.UDPConn
+	must(p.t, p.a.Run(func() (err error) {
+		in, err = net.ListenUDP("udp4", &net.UDPAddr{Port: 7777})
+		return err
+	}))
+	defer in.Close()
+	vni := p.exec(p.a, "ip", "-d", "link", "show", device)
+	number, err := strconv.Atoi(regexp.MustCompile(`vxlan id (\d+)`).FindStringSubmatch(vni)[1])
+	must(p.t, err)
+	everybody := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	frame := innerFrame(p.t, "IPv4", net.HardwareAddr{2, 5: 9}, everybody, nil, netip.MustParseAddr("172.30.0.2"), other, 0, 7777)
+	header := []byte{8, 0, 0, 0, byte(number >> 16), byte(number >> 8), byte(number), 0}
+	received := func() string { return p.exec(p.a, "cat", "/proc/net/dev") }
+	p.send(p.b, netip.AddrPortFrom(other, 8472), slices.Concat(header, frame))
+	if !soon(func() bool { return regexp.MustCompile(device + `: *[1-9]`).MatchString(received()) }) {
+		p.t.Errorf("the datagram did not come to the device: %s", received())
+	}
+	must(p.t, in.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+	if n, from, err := in.ReadFrom(make([]byte, 100)); err == nil {
+		p.t.Errorf("%d bytes came in from %s", n, from)
 	}
 }
 
